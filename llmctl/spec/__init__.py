@@ -1,0 +1,1 @@
+"""What a thing is: pure data and arithmetic on it, standard library only."""
