@@ -1,0 +1,1 @@
+"""How a model's next-token scores become text."""

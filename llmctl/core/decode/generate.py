@@ -1,0 +1,241 @@
+"""The decoding loop: prompts in, tokens out one step at a time, with a key-value cache; and completions as text."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmctl.core.decode.sample import choose, penalise
+from llmctl.core.decode.text import TextStream
+from llmctl.core.model.cache import KVCache
+from llmctl.core.model.transformer import Transformer
+from llmctl.core.text.tokenizer import Tokenizer
+from llmctl.errors import UserError
+from llmctl.spec.sample import Sampling
+
+Finish = Literal["stop", "length"]
+
+
+class Token(NamedTuple):
+    """One token of one row. `finish` says that the row ends with it; `id` is None if it ends without another token."""
+
+    row: int
+    id: int | None
+    finish: Finish | None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after one prompt.
+
+    Attributes:
+        text: without the end-of-text token and without the stop string that ended it.
+        finish: "stop" for an end-of-text token or a stop string, "length" for the limit of tokens or of the context.
+        tokens: how many tokens the model wrote, the one that stopped it included.
+    """
+
+    text: str
+    finish: Finish
+    tokens: int
+
+
+class Piece(NamedTuple):
+    """Text that has just become final in one row, and the whole completion when it has ended."""
+
+    row: int
+    text: str
+    completion: Completion | None
+
+
+def complete(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    keys: Sequence[int],
+    eos: frozenset[int],
+    stops: Sequence[str] = (),
+    special: bool = False,
+) -> Iterator[Piece]:
+    """Complete a batch of prompts, giving out each row's text as it becomes final.
+
+    Args:
+        prompts: ids of each row, none empty, none longer than the context.
+        keys: `stream_key` of each row.
+        eos: ids that end a completion.
+        stops: strings that end a completion.
+        special: show special tokens.
+
+    Raises:
+        UserError: the model's scores are not numbers.
+    """
+    streams = [TextStream(tokenizer, prompt, stops, special) for prompt in prompts]
+    counts = [0] * len(prompts)
+    fresh = [""] * len(prompts)
+
+    def stopped(row: int, token: int) -> bool:
+        fresh[row] = streams[row].push(token)
+        return streams[row].stopped
+
+    for token in generate(model, prompts, sampling, keys, eos, tokenizer.size, stopped):
+        row, stream = token.row, streams[token.row]
+        counts[row] += token.id is not None
+        text, fresh[row] = fresh[row], ""
+        completion = None
+        if token.finish:
+            text += stream.finish()
+            completion = Completion(stream.text, "stop" if stream.stopped else token.finish, counts[row])
+        if text or completion:
+            yield Piece(row, text, completion)
+
+
+def generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    keys: Sequence[int],
+    eos: frozenset[int] = frozenset(),
+    known: int | None = None,
+    stopped: Callable[[int, int], bool] | None = None,
+) -> Iterator[Token]:
+    """Decode a batch step by step; rows that have ended leave it.
+
+    Prompts of unequal length are padded on the left, so that every row's next token comes at the same place.
+
+    Args:
+        prompts: ids of each row, none empty.
+        keys: `stream_key` of each row.
+        eos: ids that end a row.
+        known: only ids below this are chosen; a model's embedding may have more rows than its tokenizer has tokens.
+        stopped: told (row, id) of each new token that is not in `eos`; True ends the row.
+
+    Raises:
+        UserError: the model's scores are not numbers.
+    """
+    limits = [room(model, len(prompt), sampling.max_tokens) for prompt in prompts]
+    yield from (Token(row, None, "length") for row, limit in enumerate(limits) if limit == 0)
+    rows = [row for row, limit in enumerate(limits) if limit > 0]
+    if not rows:
+        return
+    state = _State(model, [prompts[row] for row in rows], sampling, [keys[row] for row in rows], known)
+    state.prefill(max(limits))
+    step = 0
+    while rows:
+        step += 1
+        ids = state.draw()
+        live = []
+        for place, (row, token) in enumerate(zip(rows, ids, strict=True)):
+            finish: Finish | None = None
+            if token in eos or (stopped is not None and stopped(row, token)):
+                finish = "stop"
+            elif step == limits[row]:
+                finish = "length"
+            if finish is None:
+                live.append(place)
+            yield Token(row, token, finish)
+        if len(live) < len(rows):
+            rows = [rows[place] for place in live]
+            state.keep(live)
+        if rows:
+            state.advance()
+
+
+def room(model: Transformer, prompt: int, wanted: int) -> int:
+    """How many tokens may follow a prompt of that many.
+
+    A table of learned positions ends; the last token needs no place, since nothing is read after it. Rotary and
+    ALiBi positions go on past the trained context, for better or worse.
+    """
+    if model.config.position != "learned":
+        return wanted
+    return max(0, min(wanted, model.config.context - prompt + 1))
+
+
+class _State:
+    """The rows being decoded: their cache, their last logits, and what the choice of a token needs."""
+
+    def __init__(
+        self, model: Transformer, prompts: list[Sequence[int]], sampling: Sampling, keys: list[int], known: int | None
+    ):
+        self.model, self.sampling = model, sampling
+        weight = next(model.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        self.prompts = list(dict.fromkeys(tuple(prompt) for prompt in prompts))  # each read once, however many samples
+        self.places = [self.prompts.index(tuple(prompt)) for prompt in prompts]
+        self.keys = torch.tensor(keys, dtype=torch.int64, device=self.device)  # (B,)
+        self.steps = torch.zeros_like(self.keys)
+        self.unknown: Tensor | None = None
+        if known is not None and known < model.config.vocab:
+            self.unknown = torch.arange(model.config.vocab, device=self.device) >= known
+        self.seen: Tensor | None = None
+
+    @torch.inference_mode()
+    def prefill(self, room: int) -> None:
+        """Read the prompts, and leave the logits after each one's last token."""
+        model, prompts, device = self.model, self.prompts, self.device
+        longest = max(len(prompt) for prompt in prompts)
+        tokens = torch.tensor([(0,) * (longest - len(p)) + p for p in prompts], device=device)  # (B, T)
+        pads = torch.tensor([longest - len(p) for p in prompts], device=device)  # (B,)
+        places = torch.arange(longest, device=device) - pads[:, None]  # (B, T), negative in the padding
+        segments = (places >= 0).long() if any(len(p) < longest for p in prompts) else None
+        self.cache = KVCache.allocate(model.config, len(prompts), longest + room, device, self.dtype)
+        hidden = model(tokens, positions=places.clamp(min=0), segments=segments, cache=self.cache)  # (B, T, D)
+        self.logits = model.head(hidden[:, -1]).float()  # (B, V)
+        self.next = longest - pads
+        if self.sampling.repetition_penalty != 1:
+            self.seen = torch.zeros_like(self.logits, dtype=torch.bool)
+            self.seen.scatter_(1, torch.where(places >= 0, tokens, tokens[:, -1:]), True)
+        if len(self.places) > len(prompts):
+            index = torch.tensor(self.places, device=device)
+            held = self.cache
+            marks = None if held.segments is None else held.segments[index]
+            self.cache = KVCache(held.keys[:, index], held.values[:, index], held.length, marks)
+            self.logits, self.next = self.logits[index], self.next[index]
+            self.seen = None if self.seen is None else self.seen[index]
+
+    @torch.inference_mode()
+    def draw(self) -> list[int]:
+        """Choose the next token of each row.
+
+        Raises:
+            UserError: the model's scores are not numbers.
+        """
+        logits = self.logits
+        if self.seen is not None:
+            logits = penalise(logits, self.seen, self.sampling.repetition_penalty)
+        if self.unknown is not None:
+            logits = logits.masked_fill(self.unknown, -torch.inf)
+        self.tokens = choose(logits, self.sampling, self.keys, self.steps)
+        ids = self.tokens.tolist()
+        if min(ids) < 0:
+            raise UserError(
+                "The model's scores are not numbers (NaN).",
+                "Try --dtype fp32; if that does not help, the checkpoint is broken, and llmctl verify may say where.",
+            )
+        return ids
+
+    @torch.inference_mode()
+    def keep(self, places: list[int]) -> None:
+        """Leave only the rows at these places, in their order; the cache's rows move up without a second cache."""
+        held = self.cache
+        for to, place in enumerate(places):
+            if to != place:
+                held.keys[:, to], held.values[:, to] = held.keys[:, place], held.values[:, place]
+        index = torch.tensor(places, dtype=torch.int64, device=self.device)
+        marks = None if held.segments is None else held.segments[index]
+        self.cache = KVCache(held.keys[:, : len(places)], held.values[:, : len(places)], held.length, marks)
+        self.keys, self.steps, self.next, self.tokens = (
+            x[index] for x in (self.keys, self.steps, self.next, self.tokens)
+        )
+        self.seen = None if self.seen is None else self.seen[index]
+
+    @torch.inference_mode()
+    def advance(self) -> None:
+        """Read the tokens just chosen, and leave the logits after them."""
+        hidden = self.model(self.tokens[:, None], positions=self.next[:, None], cache=self.cache)  # (B, 1, D)
+        self.logits = self.model.head(hidden[:, 0]).float()  # (B, V)
+        if self.seen is not None:
+            self.seen.scatter_(1, self.tokens[:, None], True)
+        self.next, self.steps = self.next + 1, self.steps + 1
