@@ -1,13 +1,21 @@
-"""PRESETS: the shapes that `pretrain --preset` and `memcalc --preset` know by size."""
+"""PRESETS: the shapes that --preset knows by size, and the config of a fresh model of each family."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from llmctl.errors import Exit, UserError
+from llmctl.spec.model import ModelConfig
+
+PresetName = Literal["1m", "5m", "15m", "30m", "60m", "124m", "350m", "1b", "3b", "8b"]
+FamilyName = Literal["llama", "gpt2", "bloom", "native"]
 
 
 @dataclass(frozen=True)
 class Preset:
     """The dimensions of one model size; the vocabulary comes from the tokenizer.
 
-    `ff` is for the gated MLP of llama (three matrices); gpt2 and the other plain MLPs use 4 x width.
+    `ff` is for the gated MLP of llama (three matrices); gpt2 and the other plain MLPs use 4 x width, and as many
+    kv heads as heads.
     """
 
     layers: int
@@ -16,6 +24,8 @@ class Preset:
     kv_heads: int
     ff: int
     context: int
+    tie: bool = True
+    rope_theta: float = 10000.0
 
 
 PRESETS: dict[str, Preset] = {
@@ -26,7 +36,58 @@ PRESETS: dict[str, Preset] = {
     "60m": Preset(layers=12, width=640, heads=10, kv_heads=5, ff=1728, context=1024),
     "124m": Preset(layers=12, width=768, heads=12, kv_heads=12, ff=2048, context=1024),
     "350m": Preset(layers=24, width=1024, heads=16, kv_heads=8, ff=2816, context=2048),
-    "1b": Preset(layers=16, width=2048, heads=32, kv_heads=8, ff=8192, context=4096),
-    "3b": Preset(layers=28, width=3072, heads=24, kv_heads=8, ff=8192, context=4096),
-    "8b": Preset(layers=32, width=4096, heads=32, kv_heads=8, ff=14336, context=8192),
+    "1b": Preset(layers=16, width=2048, heads=32, kv_heads=8, ff=8192, context=4096, rope_theta=5e5),
+    "3b": Preset(layers=28, width=3072, heads=24, kv_heads=8, ff=8192, context=4096, rope_theta=5e5),
+    "8b": Preset(layers=32, width=4096, heads=32, kv_heads=8, ff=14336, context=8192, tie=False, rope_theta=5e5),
 }
+
+PLAIN = {  # what GPT-2 and BLOOM share and Llama has not
+    "norm": "layer",
+    "activation": "gelu_tanh",
+    "gated": False,
+    "qkv_bias": True,
+    "out_bias": True,
+    "mlp_bias": True,
+    "tie": True,
+}
+FRESH: dict[str, dict[str, object]] = {
+    "llama": {"model_type": "llama"},
+    "gpt2": {"model_type": "gpt2", "position": "learned", **PLAIN},
+    "bloom": {"model_type": "bloom", "position": "alibi", "embed_norm": True, **PLAIN},
+    "native": {"model_type": "llmctl", "position": "sinusoidal"},
+}
+
+
+def shape(name: str, vocab: int, family: str = "llama", overrides: dict[str, object] | None = None) -> ModelConfig:
+    """The config of a fresh model.
+
+    Args:
+        name: of a preset.
+        vocab: rows of the embedding.
+        family: whose conventions: norm, MLP, biases, positions.
+        overrides: fields of ModelConfig that differ from the preset; those that are None do not count. A new width
+            takes along ff (8/3 of it rounded up to 64, or 4 times it), and new heads the kv heads where the
+            preset's do not divide them.
+
+    Raises:
+        UserError: an unknown preset, family or field, or numbers that do not fit each other.
+
+    Source: the sizes from 1b on are those of Llama 3.2 1B and 3B and of Llama 3 8B; gpt2 at 124m is GPT-2's.
+    """
+    for word, value, known in (("--preset", name, PRESETS), ("--family", family, FRESH)):
+        if value not in known:
+            raise UserError(f"{word} is {value!r}; wanted one of {', '.join(known)}.", code=Exit.USAGE)
+    changes = {field: value for field, value in (overrides or {}).items() if value is not None}
+    unknown = changes.keys() - {field.name for field in fields(ModelConfig)}
+    if unknown:
+        raise UserError(f"ModelConfig has no {', '.join(sorted(unknown))}.", code=Exit.USAGE)
+    wanted: dict[str, Any] = asdict(PRESETS[name]) | FRESH[family]
+    known = {"gated": True} | wanted | changes
+    width, heads = known["width"], known["heads"]
+    if not known["gated"]:
+        wanted["ff"] = 4 * width
+    elif width != wanted["width"]:
+        wanted["ff"] = -(-8 * width // (3 * 64)) * 64
+    if not known["gated"] or heads % wanted["kv_heads"]:
+        wanted["kv_heads"] = heads
+    return ModelConfig(**{**wanted, "vocab": vocab, **changes})

@@ -1,0 +1,319 @@
+"""Bytes that a model needs to train or to run: weights, gradients, optimizer, activations, logits, KV cache."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from typing import Literal
+
+from llmctl.errors import Exit, UserError
+from llmctl.spec import activations
+from llmctl.spec.model import ModelConfig
+from llmctl.spec.quantized import packing_of
+from llmctl.spec.setting import ELEMENT, Setting
+from llmctl.spec.sizes import layer_shapes, linears, parameters, shapes
+
+Solvable = Literal["batch", "sequence", "lora-rank"]
+LARGEST = 2**40  # where `solve` stops
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device (with a pipeline: on the fullest).
+
+    `activations` is everything alive between forward and backward besides the logits; `parts` says what it
+    and `weights` are made of, in bytes.
+    """
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    master_weights: int = 0
+    activations: int = 0
+    logits: int = 0
+    kv_cache: int = 0
+    parts: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def total(self) -> int:
+        return sum(self.bytes().values())
+
+    def bytes(self) -> dict[str, int]:
+        """The seven components by name, without their total."""
+        names = ("weights", "gradients", "optimizer", "master_weights", "activations", "logits", "kv_cache")
+        return {name: getattr(self, name) for name in names}
+
+
+def estimate(config: ModelConfig, setting: Setting = Setting()) -> Memory:
+    """The memory that one device needs at its peak.
+
+    Not in it: the CUDA context (0.3 to 1 GiB), fragmentation of the allocator, buffers of communication.
+
+    Raises:
+        UserError: the setting does not fit the model.
+
+    Source: states: Rajbhandari et al., ZeRO, arXiv:1910.02054, section 3 (K = 12 with AdamW in mixed precision) and 5;
+    pipeline: Korthikanti et al., arXiv:2205.05198, section 4.2.3 (1F1B: the first stage holds the activations of as
+    many micro-batches as there are stages).
+    """
+    setting.check(config)
+    stages = ("first", "last") if setting.pipeline_parallel > 1 else ("only",)
+    return max((_stage(config, setting, stage) for stage in stages), key=lambda memory: memory.total)
+
+
+def classic(config: ModelConfig) -> Memory:
+    """The table of LLM courses: 4 bytes a parameter to hold it, 20 more to train it, whatever the batch.
+
+    8 are Adam's moments, 4 gradients, and 8 "activations and temporary memory", a generous guess: 24 GB for
+    10^9 parameters. The "80 GB" that circulates for it is 4 x 20, a slip.
+    """
+    count = parameters(config)
+    return Memory(weights=4 * count, gradients=4 * count, optimizer=8 * count, activations=8 * count)
+
+
+def trainable_parameters(config: ModelConfig, setting: Setting = Setting()) -> int:
+    """How many numbers the setting trains: all, or its adapters: r (in + out) a matrix. 0 in inference."""
+    if setting.mode == "inference":
+        return 0
+    if not setting.lora_rank:
+        return parameters(config)
+    sides = sum(sum(shape) for name, shape in linears(config).items() if name in setting.lora_targets)
+    return config.layers * setting.lora_rank * sides
+
+
+def kv_cache(
+    config: ModelConfig, sequence: int, element: int, tensor_parallel: int = 1, layers: range | None = None
+) -> int:
+    """Bytes of the keys and values of one row of `sequence` tokens; a layer with a window keeps only that.
+
+    Args:
+        element: bytes of one number.
+        layers: those of one pipeline stage; None: all.
+    """
+    heads = ceil(config.kv_heads / tensor_parallel)
+    windows = [config.window_of(layer) for layer in layers or range(config.layers)]
+    return 2 * heads * config.head_dim * element * sum(min(sequence, window or sequence) for window in windows)
+
+
+def solve(config: ModelConfig, setting: Setting, budget: int, what: Solvable) -> tuple[int, Setting, Memory]:
+    """The largest batch, sequence or LoRA rank whose total is at most `budget` bytes.
+
+    Returns:
+        the value, the setting with it, and its memory.
+
+    Raises:
+        UserError: even 1 does not fit (code SPACE).
+    """
+    name = what.replace("-", "_")
+
+    def tried(value: int) -> tuple[int, Setting, Memory]:
+        changed = replace(setting, **{name: value})
+        return value, changed, estimate(config, changed)
+
+    best = tried(1)
+    if best[2].total > budget:
+        short = best[2].total - budget
+        raise UserError(
+            f"--fit {gib(budget)}: even --{what} 1 needs {gib(best[2].total)}, {gib(short)} more.",
+            f"The largest part is {max(best[2].bytes().items(), key=lambda part: part[1])[0]}: try {_remedy(setting)}.",
+            Exit.SPACE,
+        )
+    low, high = 1, 2
+    while high < LARGEST and tried(high)[2].total <= budget:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if tried(middle)[2].total <= budget else (low, middle)
+    return tried(low)
+
+
+def gib(count: float) -> str:
+    """Bytes for people, in units of 1024."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def _remedy(setting: Setting) -> str:
+    ways = [
+        ("--recompute", setting.mode == "training" and not setting.recompute),
+        ("--lora-rank 16", setting.mode == "training" and not setting.lora_rank),
+        ("--quantize int4", setting.quantize == "none" and (setting.mode == "inference" or setting.lora_rank > 0)),
+        ("a shorter --sequence", True),
+    ]
+    return ", ".join(way for way, open_ in ways if open_)
+
+
+def _stage(config: ModelConfig, setting: Setting, stage: str) -> Memory:
+    """Bytes on a device that holds the first layers, the last ones, or all ("only")."""
+    held = ceil(config.layers / setting.pipeline_parallel)
+    layers = range(config.layers)[-held:] if stage == "last" else range(held)
+    tensors = list(_tensors(config, setting, stage, layers))
+    states = _states(setting, tensors, config)
+    sequence = setting.sequence or config.context
+    tokens = setting.batch * sequence
+    element, vocab = ELEMENT[setting.dtype], ceil(config.vocab / setting.tensor_parallel)
+    if setting.mode == "inference":
+        one = kv_cache(config, sequence, element, setting.tensor_parallel, layers)
+        return replace(
+            states,
+            activations=ceil(tokens * activations.held_in_inference(config, setting, sequence)),
+            logits=setting.batch * vocab * (element + 4) if stage != "first" else 0,
+            kv_cache=setting.batch * one,
+        )
+    parts = _activations(config, setting, stage, tokens, sequence) | _copies(setting, tensors)
+    scored = min(setting.loss_chunk or tokens, tokens)
+    return replace(
+        states,
+        activations=sum(parts.values()),
+        logits=scored * vocab * activations.of_a_logit(setting) if stage != "first" else 0,
+        parts=tuple(parts.items()),
+    )
+
+
+def _activations(config: ModelConfig, setting: Setting, stage: str, tokens: int, sequence: int) -> dict[str, int]:
+    """Bytes kept for the backward pass, by component."""
+    in_flight = setting.pipeline_parallel if stage == "first" else 1
+    held = ceil(config.layers / setting.pipeline_parallel)
+    one = activations.layer(config, setting, sequence)
+    ends = activations.outside(config, setting)
+    if setting.recompute:
+        parts = {"inputs of the layers": in_flight * held * activations.boundary(config, setting)}
+        parts["one layer computed again"] = sum(one.values())
+    else:
+        parts = {name: in_flight * held * size for name, size in one.items()}
+    parts["before and after the layers"] = sum(in_flight * size for end, size in ends.items() if stage in (end, "only"))
+    return {name: ceil(tokens * size) for name, size in parts.items() if size}
+
+
+def _copies(setting: Setting, tensors: list["_Tensor"]) -> dict[str, int]:
+    """Bytes of weights held a second time: the 16-bit copies of autocast, the layers that ZeRO 3 has gathered."""
+    if setting.zero == 3 and setting.data_parallel > 1:
+        layers = {tensor.layer for tensor in tensors if tensor.layer is not None}
+        one = sum(prod(tensor.shape) for tensor in tensors if tensor.layer == min(layers))
+        return {"gathered layers": 2 * one * ELEMENT[setting.dtype]}  # the one at work and the next, fetched ahead
+    if setting.autocast:
+        return {"16-bit copies of the weights": 2 * sum(prod(tensor.shape) for tensor in tensors if tensor.multiplied)}
+    return {}
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A parameter as one tensor parallel device holds it; `kind` as in sizes.linears, or embed, head, vector."""
+
+    kind: str
+    layer: int | None
+    shape: tuple[int, ...]
+    multiplied: bool
+
+
+def _tensors(config: ModelConfig, setting: Setting, stage: str, layers: range) -> Iterator[_Tensor]:
+    """Everything on a device; a tied head is a second copy where the pipeline puts it on another stage."""
+    t, matrices = setting.tensor_parallel, linears(config)
+    rest = {
+        name: shape
+        for name, shape in shapes(config.resized(layers=1, window_layers=None)).items()
+        if ".layers." not in name
+    }
+    for name, shape in rest.items():
+        start = name.startswith("embed.")
+        if stage in ("only", "first" if start else "last"):
+            whole = name in ("embed.tokens.weight", "head.weight")
+            kind = {"embed.tokens.weight": "embed", "head.weight": "head"}.get(name, "vector")
+            yield _Tensor(
+                kind,
+                None,
+                (ceil(shape[0] / t), *shape[1:]) if whole else shape,
+                kind == "head" or (kind == "embed" and config.tie),
+            )
+    if config.tie and stage == "last":
+        yield _Tensor("head", None, (ceil(config.vocab / t), config.width), True)
+    for name, shape in layer_shapes(config).items():
+        short = name.split(".")[1] if name.split(".")[1] in matrices else ""
+        local = _split(short, shape, t, config)
+        for layer in layers:
+            yield _Tensor(short if len(shape) == 2 else "vector", layer, local, len(shape) == 2)
+
+
+def _split(name: str, shape: tuple[int, ...], t: int, config: ModelConfig) -> tuple[int, ...]:
+    """A layer's tensor on one of t devices: rows of q, k, v, gate, up; columns of out and down; the rest whole."""
+    if name in ("k", "v"):
+        return (ceil(config.kv_heads / t) * config.head_dim, *shape[1:])
+    if name in ("q", "gate", "up"):
+        return (shape[0] // t, *shape[1:])
+    return (shape[0], shape[1] // t) if name in ("out", "down") and len(shape) == 2 else shape
+
+
+def _states(setting: Setting, tensors: list[_Tensor], config: ModelConfig) -> Memory:
+    """Weights and all that is held for each trained one."""
+    rank, element = setting.lora_rank, ELEMENT[setting.dtype]
+    frozen = setting.mode == "inference" or rank > 0
+    sums = dict.fromkeys(("weights", "gradients", "optimizer", "master_weights"), 0)
+    for tensor in tensors:
+        if frozen:
+            sums["weights"] += _frozen(setting, tensor, config)
+        held = [] if frozen else [tensor.shape]
+        if rank and tensor.kind in setting.lora_targets:
+            held = [(rank, tensor.shape[1]), (tensor.shape[0], rank)]
+        for shape in held:
+            count = prod(shape)
+            if setting.mode == "inference":
+                sums["weights"] += count * element
+                continue
+            weight, gradient, master, moment = _per_parameter(setting)
+            sums["weights"] += count * weight
+            sums["gradients"] += count * gradient
+            sums["master_weights"] += count * master
+            sums["optimizer"] += _moments(setting.optimizer, shape, moment, tensor.kind in linears(config))
+    stages = {"weights": 3, "gradients": 2, "optimizer": 1, "master_weights": 1}
+    return Memory(
+        **{
+            name: ceil(size / setting.data_parallel) if setting.zero >= stages[name] else size
+            for name, size in sums.items()
+        }
+    )
+
+
+def _frozen(setting: Setting, tensor: _Tensor, config: ModelConfig) -> int:
+    """Bytes of a weight that is not trained."""
+    if setting.quantize == "none":
+        return prod(tensor.shape) * ELEMENT[setting.dtype]
+    packing = packing_of(setting.quantize, tensor.kind, tensor.layer or 0, config.layers, config.tie)
+    if tensor.kind == "vector":
+        return prod(tensor.shape) * (4 if packing.everywhere else 2)
+    if tensor.kind in ("embed", "head") and not packing.everywhere:
+        return prod(tensor.shape) * 2
+    return packing.bytes(*tensor.shape)
+
+
+def _per_parameter(setting: Setting) -> tuple[int, int, int, int]:
+    """Bytes of a trained weight, its gradient, its fp32 master copy, and one moment of the optimizer."""
+    if setting.dtype == "fp32" or setting.precision == "autocast":
+        return 4, 4, 0, 4
+    if setting.precision == "mixed":
+        return 2, 4 if setting.gradients_fp32 else 2, 4, 4
+    return 2, 2, 0, 2
+
+
+def _moments(optimizer: str, shape: tuple[int, ...], element: int, hidden: bool) -> int:
+    """Bytes of one tensor's optimizer states; the step counter is left out.
+
+    Args:
+        element: bytes of one number of a moment.
+        hidden: a matrix of a layer, which Muon takes; AdamW takes the rest.
+
+    Source: Kingma & Ba, arXiv:1412.6980 (two moments); Dettmers et al., arXiv:2110.02861 (8 bits and an fp32 scale
+    for 256; tensors under 4096 numbers stay fp32); Shazeer & Stern, arXiv:1804.04235 (row and column means, no first moment);
+    torch.optim.Muon (one momentum).
+    """
+    count = prod(shape)
+    if optimizer == "sgd":
+        return 0
+    if optimizer == "sgd-momentum" or (optimizer == "muon" and hidden):
+        return count * element
+    if optimizer == "adafactor":
+        return element * (sum(shape) if len(shape) == 2 else count)
+    if optimizer == "adamw8bit" and count >= 4096:
+        return 2 * (count + 4 * ceil(count / 256))
+    return 2 * count * element

@@ -1,0 +1,113 @@
+"""Setting: how a model is trained or run, as far as memory and operations depend on it."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from llmctl.errors import Exit, UserError
+from llmctl.spec.model import ModelConfig
+from llmctl.spec.quantized import Quantized
+
+Mode = Literal["training", "inference"]
+Dtype = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["autocast", "mixed", "pure"]
+Implementation = Literal["llmctl", "hf", "megatron"]
+States = Literal["adamw", "adamw8bit", "sgd", "sgd-momentum", "adafactor", "muon"]
+
+ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes of one number
+LOSS_CHUNK = 1024  # tokens whose logits exist at once in llmctl's own loss
+TARGETS = ("q", "k", "v", "out", "gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is trained or run: everything besides its config that memory depends on.
+
+    Bytes are those of one device; `batch` is the rows of one forward pass on it.
+
+    Raises:
+        UserError: a value out of range, or two that exclude each other.
+    """
+
+    mode: Annotated[Mode, "training, or inference with a KV cache."] = "training"
+    batch: Annotated[int, "Rows of one forward pass on one device (the micro-batch)."] = 1
+    sequence: Annotated[int | None, "Tokens of a row; default: the model's context."] = None
+    dtype: Annotated[Dtype, "Numbers of the arithmetic; of the weights too, unless autocast."] = "bf16"
+    precision: Annotated[
+        Precision,
+        "Training in 16 bits: autocast (weights and all states fp32, as pretrain does), "
+        "mixed (16-bit weights and gradients, fp32 master weights and moments), pure (16 bits throughout).",
+    ] = "autocast"
+    gradients_fp32: Annotated[bool, "With mixed: accumulate gradients in fp32."] = False
+    optimizer: Annotated[States, "Whose states are held for every trained parameter."] = "adamw"
+    recompute: Annotated[bool, "Keep each layer's input only and compute the rest again in the backward pass."] = False
+    fused_attention: Annotated[bool, "Attention that never writes the (sequence, sequence) scores."] = True
+    loss_chunk: Annotated[int, "Tokens whose logits exist at once; 0: all of them."] = LOSS_CHUNK
+    lora_rank: Annotated[int, "Train adapters of this rank on a frozen model; 0: train everything."] = 0
+    lora_targets: Annotated[tuple[str, ...], f"Matrices with an adapter, of {' '.join(TARGETS)}."] = TARGETS
+    quantize: Annotated[
+        Quantized, "Format of the frozen weights; the embedding and the head stay in 16 bits, except in GGUF's q*."
+    ] = "none"
+    zero: Annotated[
+        int, "Shared out over data parallel devices: 1 optimizer, 2 and gradients, 3 and weights (FSDP)."
+    ] = 0
+    data_parallel: Annotated[int, "Devices with different rows."] = 1
+    tensor_parallel: Annotated[int, "Devices that split each matrix."] = 1
+    sequence_parallel: Annotated[bool, "With tensor parallel: split what lies between the matrices, too."] = False
+    pipeline_parallel: Annotated[int, "Devices that split the layers."] = 1
+    implementation: Annotated[
+        Implementation, "Whose activations: llmctl, transformers' Llama (hf), or Megatron's GPT."
+    ] = "llmctl"
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"--{name.replace('_', '-')} is {getattr(self, name)}, wanted {wanted}"
+            for name, good, wanted in (
+                ("batch", self.batch >= 1, "1 or more"),
+                ("sequence", self.sequence is None or self.sequence >= 1, "1 or more"),
+                ("loss_chunk", self.loss_chunk >= 0, "0 or more"),
+                ("lora_rank", self.lora_rank >= 0, "0 or more"),
+                ("zero", 0 <= self.zero <= 3, "0, 1, 2 or 3"),
+                ("data_parallel", self.data_parallel >= 1, "1 or more"),
+                ("tensor_parallel", self.tensor_parallel >= 1, "1 or more"),
+                ("pipeline_parallel", self.pipeline_parallel >= 1, "1 or more"),
+            )
+            if not good
+        ]
+        unknown = [name for name in self.lora_targets if name not in TARGETS]
+        if unknown:
+            problems.append(f"--lora-targets has {', '.join(unknown)}, wanted {' '.join(TARGETS)}")
+        if problems:
+            raise UserError("; ".join(problems) + ".", code=Exit.USAGE)
+        if self.mode == "training" and self.quantize != "none" and not self.lora_rank:
+            raise UserError(
+                f"--quantize {self.quantize}: weights in few bits cannot be trained.",
+                "Add --lora-rank 16 to train adapters beside them, or --mode inference.",
+                Exit.USAGE,
+            )
+        if self.implementation == "hf" and self.mode == "training" and self.autocast:
+            raise UserError(
+                "--implementation hf describes a model held in one dtype, but --precision is autocast.",
+                "Add --precision mixed or --precision pure.",
+                Exit.USAGE,
+            )
+
+    @property
+    def autocast(self) -> bool:
+        """Weights are fp32 and 16-bit copies of them enter the matrix products."""
+        return self.mode == "training" and self.dtype != "fp32" and self.precision == "autocast" and not self.lora_rank
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises UserError (code MISMATCH) unless the degrees of parallelism fit the model."""
+        t, problems = self.tensor_parallel, []
+        if config.heads % t or config.ff % t:
+            problems.append(
+                f"--tensor-parallel {t} does not divide the model's {config.heads} heads and ff {config.ff}"
+            )
+        if config.kv_heads % t and t % config.kv_heads:
+            problems.append(
+                f"--tensor-parallel {t} and the model's {config.kv_heads} kv heads do not divide each other"
+            )
+        if self.pipeline_parallel > config.layers:
+            problems.append(f"--pipeline-parallel {self.pipeline_parallel} exceeds the model's {config.layers} layers")
+        if problems:
+            raise UserError("; ".join(problems) + ".", code=Exit.MISMATCH)
