@@ -1,0 +1,1 @@
+"""Data: what is read (texts), what is stored (shards of tokens), and what a model is fed (batches)."""

@@ -1,0 +1,1 @@
+"""Text: tokenizers, their training, and the way from text to ids and back."""

@@ -1,0 +1,228 @@
+"""Tokenizer: text to ids and back, of the files that travel with a checkpoint (tokenizer.json is the truth)."""
+
+import hashlib
+import json
+import shutil
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import orjson
+import tokenizers
+
+from llmctl.core.text.stream import Detokenizer
+from llmctl.errors import Exit, UserError
+
+# The files of a tokenizer that a checkpoint carries from stage to stage, unchanged.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+
+# Names that mark a role when no tokenizer_config.json or special_tokens_map.json says so.
+USUAL = {
+    "bos": ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "<|endoftext|>"),
+    "eos": ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eot_id|>"),
+    "pad": ("<pad>", "[PAD]", "<|pad|>"),
+    "unk": ("<unk>", "[UNK]"),
+    "sep": ("[SEP]",),
+    "cls": ("[CLS]",),
+    "mask": ("[MASK]", "<mask>"),
+}
+
+
+class Tokenizer:
+    """A tokenizer of the `tokenizers` library with its special tokens named.
+
+    Attributes:
+        backend: the library's object; its truncation and padding are off, and it reads special tokens that
+            are typed in a text as plain text.
+        config: contents of tokenizer_config.json, {} when there is none.
+        bos, eos, pad, unk, sep, cls, mask: ids, None when the tokenizer has no such token. Where no eos is
+            named, eos is sep, the token that ends a text of BERT's kind.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, config: dict, source: Path | None = None):
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True  # typed special tokens are text; not saved in tokenizer.json
+        self.backend = backend
+        self.config = config
+        self.source = source
+        ids = {role: self._role(role) for role in USUAL}
+        self.bos, self.pad, self.unk = ids["bos"], ids["pad"], ids["unk"]
+        self.sep, self.cls, self.mask = ids["sep"], ids["cls"], ids["mask"]
+        self.eos = ids["eos"] if ids["eos"] is not None else ids["sep"]
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Tokenizer":
+        """The tokenizer of a checkpoint, a token directory, or a tokenizer.json.
+
+        Raises:
+            UserError: no tokenizer there, or one that cannot be read.
+        """
+        path = Path(path)
+        directory = path if path.is_dir() else path.parent
+        file = directory / "tokenizer.json" if path.is_dir() else path
+        if file.is_file():
+            backend = _read_backend(file)
+        elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file() and path.is_dir():
+            backend = _read_gpt2(directory)
+        elif not path.exists():
+            raise UserError(f"there is no tokenizer at {path}.", "Name a directory that holds tokenizer.json.")
+        elif any((directory / name).is_file() for name in ("tokenizer.model", "spiece.model")):
+            raise UserError(
+                f"{directory} holds only a sentencepiece model, which llmctl does not read.",
+                "Save it as tokenizer.json with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).",
+            )
+        else:
+            raise UserError(f"{directory} has no tokenizer.json.", "Name a directory that holds one.")
+        config = _read_object(directory / "special_tokens_map.json")
+        config.update(_read_object(directory / "tokenizer_config.json"))
+        return cls(backend, config, directory)
+
+    def save(self, directory: Path) -> None:
+        """Writes the tokenizer's files into an existing directory: those it was opened from, unchanged, or new ones."""
+        kept = [] if self.source is None else [f for f in TOKENIZER_FILES if (self.source / f).is_file()]
+        for name in kept:
+            shutil.copyfile(self.source / name, directory / name)
+        if "tokenizer.json" not in kept:
+            (directory / "tokenizer.json").write_text(self.backend.to_str(pretty=True) + "\n", encoding="utf-8")
+        if self.source is None:
+            names = {role: value for role, value in self.config.items() if role.endswith("_token")}
+            _write_object(directory / "tokenizer_config.json", self.config)
+            _write_object(directory / "special_tokens_map.json", names)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of a text, without BOS or EOS.
+
+        Args:
+            text: any text, the empty one too.
+            special: read special tokens that are typed in the text ("<|endoftext|>") as such: for text that
+                a template of ours has rendered. False keeps them plain text, as untrusted text wants.
+
+        Raises:
+            UserError: half a surrogate pair, which has no UTF-8 form.
+        """
+        return self.encode_batch([text], special)[0]
+
+    def encode_batch(self, texts: list[str], special: bool = False) -> list[list[int]]:
+        """Ids of many texts, as `encode` gives them one by one."""
+        backend = self._trusting if special else self.backend
+        try:
+            return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        except TypeError as error:
+            raise UserError("the text holds half a surrogate pair, so it is not valid UTF-8.") from error
+
+    def decode(self, ids: list[int], skip_special: bool = True) -> str:
+        """The text of ids; ids that the tokenizer does not know are left out."""
+        return self.backend.decode(ids, skip_special_tokens=skip_special)
+
+    def stream(self, skip_special: bool = True) -> Detokenizer:
+        """A detokenizer that takes one id at a time and never gives half a character."""
+        return Detokenizer(self.backend, skip_special)
+
+    def token(self, id: int) -> str | None:
+        """The token of an id as the vocabulary spells it."""
+        return self.backend.id_to_token(id)
+
+    def id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary spells it."""
+        return self.backend.token_to_id(token)
+
+    @cached_property
+    def size(self) -> int:
+        """Rows that an embedding needs: the largest id, plus one."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @cached_property
+    def begins(self) -> bool:
+        """Whether the tokenizer's own post-processor puts BOS before a text."""
+        return self.bos is not None and self.backend.encode("a").ids[:1] == [self.bos]
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of what decides the ids of a text, the same however the file is spelled or formatted."""
+        parts = orjson.loads(self.backend.to_str())
+        deciding = {part: _bare(parts[part]) for part in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
+        return hashlib.sha256(orjson.dumps(deciding, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the special tokens, which `decode` skips."""
+        return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def _trusting(self) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_str(self.backend.to_str())
+
+    def _role(self, role: str) -> int | None:
+        """The id of a special token by what the config says or, if there is no config, by its usual names."""
+        value = self.config.get(f"{role}_token")
+        if isinstance(value, dict):
+            value = value.get("content")
+        names = (value,) if isinstance(value, str) else () if self.config else USUAL[role]
+        return next((i for i in map(self.backend.token_to_id, names) if i is not None), None)
+
+
+def token_dtype(vocab: int) -> np.dtype:
+    """The dtype that stores ids of a vocabulary: little-endian uint16 up to 65,536 tokens, else uint32."""
+    return np.dtype("<u2" if vocab <= 65536 else "<u4")
+
+
+def _read_backend(file: Path) -> tokenizers.Tokenizer:
+    parts = _read_object(file)
+    if not isinstance(parts.get("model"), dict):
+        raise UserError(f"{file} is not a tokenizer: it has no model.", code=Exit.MISMATCH)
+    try:
+        return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{file} is not a tokenizer: {error}.", code=Exit.MISMATCH) from error
+
+
+def _read_gpt2(directory: Path) -> tokenizers.Tokenizer:
+    """A tokenizer in GPT-2's first files: vocab.json and merges.txt."""
+    try:
+        model = tokenizers.models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{directory}/vocab.json and merges.txt: {error}.", code=Exit.MISMATCH) from error
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    added = sorted(_read_object(directory / "added_tokens.json").items(), key=lambda item: item[1])
+    special = [t for t in ("<|endoftext|>",) if backend.token_to_id(t) is not None]
+    backend.add_special_tokens(special + [token for token, _ in added])
+    return backend
+
+
+def _read_object(file: Path) -> dict:
+    """A JSON object; {} when the file does not exist."""
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} holds {type(value).__name__}, not a JSON object.")
+    return value
+
+
+def _bare(part: object) -> object:
+    """A part of tokenizer.json without the settings that are off, which versions of the library spell or leave out."""
+    if isinstance(part, dict):
+        return {
+            key: _bare(value) if key != "vocab" else value for key, value in part.items() if value not in (None, False)
+        }
+    return part
+
+
+def _write_object(file: Path, value: dict) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,119 @@
+"""Options of data: how texts are read, how a tokenizer is trained, how documents become splits of tokens."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from llmctl.errors import Exit, UserError
+
+Algorithm = Literal["bpe", "wordpiece", "unigram", "word", "char", "byte"]
+Normalize = Literal["none", "nfc", "nfkc", "lower"]
+Words = Literal["gpt2", "llama3"]
+Format = Literal["auto", "text", "jsonl", "csv", "tsv", "parquet"]
+Documents = Literal["auto", "file", "line"]
+Errors = Literal["strict", "replace"]
+
+# Tokens when --vocab-size is not given; None: as many as the text needs.
+VOCAB_SIZES: dict[Algorithm, int | None] = {
+    "bpe": 4096,
+    "wordpiece": 4096,
+    "unigram": 4096,
+    "word": 16384,
+    "char": None,
+    "byte": None,
+}
+
+# Special tokens that each algorithm begins with: a role in tokenizer_config.json, and its token.
+ROLES: dict[Algorithm, dict[str, str]] = {
+    "bpe": {"bos": "<|endoftext|>", "eos": "<|endoftext|>"},
+    "wordpiece": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
+    "unigram": {"unk": "<unk>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"},
+    "word": {"unk": "<unk>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"},
+    "char": {"unk": "<unk>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"},
+    "byte": {"bos": "<|endoftext|>", "eos": "<|endoftext|>"},
+}
+
+BYTES = 256  # every byte is a token of these, so nothing is ever unknown
+WITH_BYTES = ("bpe", "unigram", "byte")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Training of the tokenizer.
+
+    Raises:
+        UserError: a value out of range, or a vocabulary too small for the bytes it must hold.
+    """
+
+    algorithm: Annotated[Algorithm, "How text is cut into tokens; bpe and byte give every text back exactly."] = "bpe"
+    vocab_size: Annotated[int | None, "Tokens, special ones included. Default: 4096; word 16384; char all."] = None
+    special: Annotated[tuple[str, ...], "A further special token, such as <|im_start|>; repeatable."] = ()
+    min_frequency: Annotated[int, "Leave out what is seen less often (unigram and byte: no effect)."] = 2
+    normalize: Annotated[Normalize, "Change the text before it is cut; all but none lose something."] = "none"
+    words: Annotated[Words, "bpe: how text is cut into words, within which tokens stay."] = "gpt2"
+
+    def __post_init__(self) -> None:
+        if self.min_frequency < 0:
+            raise UserError(f"--min-frequency is {self.min_frequency}, wanted 0 or more.", code=Exit.USAGE)
+        names = self.specials
+        if "" in names or len(set(names)) < len(names):
+            twice = next(name for name in names if not name or names.count(name) > 1)
+            raise UserError(f"--special {twice!r} is empty or there already.", code=Exit.USAGE)
+        least = len(names) + (BYTES if self.algorithm in WITH_BYTES else 1)
+        if self.algorithm == "byte" and self.vocab_size not in (None, least):
+            raise UserError(
+                f"--algorithm byte has {least} tokens, but --vocab-size is {self.vocab_size}.",
+                "Leave --vocab-size out.",
+                Exit.USAGE,
+            )
+        if self.vocab_size is not None and self.vocab_size < least:
+            raise UserError(
+                f"--vocab-size is {self.vocab_size}, but --algorithm {self.algorithm} needs at least {least}.",
+                f"{len(names)} special tokens and the alphabet come first.",
+                Exit.USAGE,
+            )
+
+    @property
+    def specials(self) -> list[str]:
+        """Every special token once: the algorithm's own, then those of --special."""
+        return [*dict.fromkeys(ROLES[self.algorithm].values()), *self.special]
+
+    @property
+    def size(self) -> int | None:
+        """Tokens wanted; None: as many as the text needs."""
+        return VOCAB_SIZES[self.algorithm] if self.vocab_size is None else self.vocab_size
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Input.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    field: Annotated[str, "Field or column that holds the text, in JSON lines, CSV and parquet."] = "text"
+    format: Annotated[Format, "Format of the files; auto looks at name and content."] = "auto"
+    documents: Annotated[
+        Documents,
+        "Plain text: each file or line a document; auto cuts files over 64 KiB at blank lines, about 8 KiB each.",
+    ] = "auto"
+    errors: Annotated[Errors, "Bytes that are not UTF-8: stop there, or put U+FFFD in their place."] = "strict"
+    limit: Annotated[int | None, "Read no more than so many documents."] = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit is {self.limit}, wanted 1 or more.", code=Exit.USAGE)
+
+
+def held_out(text: bytes, share: float) -> bool:
+    """Whether a document belongs to the held-out split: decided by a hash of its text alone.
+
+    So the same document is never in both splits, whatever the order or number of the files.
+
+    Args:
+        text: UTF-8 bytes of the document.
+        share: part of the documents to hold out, 0 to 1.
+    """
+    hashed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+    return hashed < share * 2**64
