@@ -1,0 +1,1 @@
+"""Checkpoint directories: reading them into a model, and writing one."""

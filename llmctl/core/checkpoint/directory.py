@@ -1,0 +1,211 @@
+"""Checkpoint: a directory in Hugging Face layout, opened into a model and written from one."""
+
+import json
+import mmap
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from llmctl.core.checkpoint.names import join, split
+from llmctl.core.checkpoint.write import DTYPES, Item, write_shards
+from llmctl.core.model.transformer import Transformer
+from llmctl.errors import Exit, UserError
+from llmctl.spec.account import account, rules, their_shape
+from llmctl.spec.families import family_for, fitted, read_config
+from llmctl.spec.families.family import tokens_json
+from llmctl.spec.model import ModelConfig
+from llmctl.spec.names import Name
+from llmctl.spec.safetensors import TensorInfo, read_tensors
+from llmctl.spec.sizes import shapes
+
+if TYPE_CHECKING:
+    from llmctl.core.text.tokenizer import Tokenizer
+
+SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint directory whose config.json has been read and nothing else.
+
+    Attributes:
+        path: the directory.
+        config: the model's shape.
+    """
+
+    path: Path
+    config: ModelConfig
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Checkpoint":
+        """Read config.json.
+
+        Raises:
+            UserError: it is absent, unreadable, or of a model that is not implemented.
+        """
+        return cls(Path(path), read_config(path))
+
+    def model(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, writable: bool = False
+    ) -> Transformer:
+        """The model, in eval mode, every tensor of the files accounted for.
+
+        On the CPU and in the files' own dtype, parameters are views of a private memory map: opening costs no
+        second copy, and pages come from disk as they are first read. Nothing written to them ever reaches the
+        file, but a map reads on from it: a file that is changed or cut short while mapped changes the model.
+
+        Args:
+            device: where the parameters go.
+            dtype: to cast to; None: as stored.
+            writable: parameters are contiguous private copies instead, for training and whatever else rewrites
+                them all; the files may then change or go.
+
+        Raises:
+            UserError: tensors missing, unexpected or misshapen; a header that lies; a tied head that differs from
+                the embedding.
+        """
+        found = account(read_tensors(self.path), self.config, str(self.path))
+        files = {info.file for info in found.stored.values()} | ({found.copy.file} if found.copy else set())
+        maps = {file: _mapped(self.path / file) for file in files}
+        device = torch.device(device)
+        model = Transformer(self.config, device="meta")
+        state: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for rule, info in found.stored.items():
+                rows = [len(model.get_parameter(name)) for name in rule.ours]
+                parts = split(rule, _tensor(maps, info), rows, self.config.heads)
+                for name, part in zip(rule.ours, parts, strict=True):
+                    state[name] = _placed(part, device, dtype, writable)
+            if found.copy is not None:
+                self._check_copy(_tensor(maps, found.copy), state["embed.tokens.weight"])
+        model.load_state_dict(state, strict=True, assign=True)
+        return model.requires_grad_().eval()
+
+    def tokenizer(self) -> "Tokenizer":
+        """The tokenizer that lies beside the weights.
+
+        Raises:
+            UserError: there is none.
+        """
+        from llmctl.core.text.tokenizer import Tokenizer
+
+        return Tokenizer.open(self.path)
+
+    @property
+    def generation(self) -> dict:
+        """generation_config.json, or {} where there is none.
+
+        Raises:
+            UserError: it is not a JSON object.
+        """
+        path = self.path / "generation_config.json"
+        if not path.exists():
+            return {}
+        try:
+            found = json.loads(path.read_bytes().decode("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} cannot be read: {error}.", code=Exit.MISMATCH) from error
+        if not isinstance(found, dict):
+            raise UserError(f"{path} is not a JSON object.", code=Exit.MISMATCH)
+        return found
+
+    def _check_copy(self, copy: Tensor, embedding: Tensor) -> None:
+        if not torch.equal(copy.to(embedding.device, embedding.dtype), embedding):
+            raise UserError(
+                f"{self.path} stores a head of its own, but its config.json ties the head to the embedding, "
+                "and the two differ.",
+                "Set tie_word_embeddings to false in config.json to use the head, or remove it from the weights.",
+                Exit.MISMATCH,
+            )
+
+
+def save_checkpoint(
+    directory: Path,
+    model_or_state: Transformer | dict[str, Tensor],
+    config: ModelConfig,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    tokenizer_from: Path | None = None,
+    generation: dict | None = None,
+) -> None:
+    """Write a checkpoint into an existing, empty directory; the same model always gives the same bytes.
+
+    Tensors are written one after another, so that beyond the model no more than one is in memory. A model that no
+    family of Hugging Face can express is written as model_type llmctl.
+
+    Args:
+        directory: where to write.
+        model_or_state: the model, or its tensors by our names.
+        config: of the model.
+        dtype: to cast floats to; None: as they are.
+        shard_bytes: largest size of one file's data; a tensor larger than that has a file of its own.
+        tokenizer_from: a directory whose tokenizer files are copied.
+        generation: contents of generation_config.json; None: the special ids of `config`.
+
+    Raises:
+        ValueError: tensors that do not fit the config.
+        OSError: the disk is full, or the directory cannot be written.
+    """
+    config = fitted(config)
+    state = model_or_state.state_dict() if isinstance(model_or_state, nn.Module) else model_or_state
+    items = [_item(rule, state, config, dtype) for rule in _fitting(state, config)]
+    write_shards(directory, items, shard_bytes)
+    named = str(items[0].dtype).removeprefix("torch.")
+    spelled = {**family_for(config).to_json(config), "dtype": named, "torch_dtype": named}
+    _write_json(directory / "config.json", spelled)
+    _write_json(directory / "generation_config.json", tokens_json(config) if generation is None else generation)
+    if tokenizer_from is not None:
+        from llmctl.core.text.tokenizer import TOKENIZER_FILES
+
+        for name in TOKENIZER_FILES:
+            if (tokenizer_from / name).is_file():
+                shutil.copyfile(tokenizer_from / name, directory / name)
+
+
+def _fitting(state: dict[str, Tensor], config: ModelConfig) -> list[Name]:
+    """The rules of a model, once its tensors are known to be those of the config."""
+    wanted = shapes(config)
+    wrong = sorted(wanted.keys() ^ state.keys())
+    wrong += [name for name in wanted.keys() & state.keys() if wanted[name] != tuple(state[name].shape)]
+    if wrong:
+        raise ValueError(f"the model does not fit its config: {', '.join(wrong[:4])}")
+    return rules(config)
+
+
+def _item(rule: Name, state: dict[str, Tensor], config: ModelConfig, dtype: torch.dtype | None) -> Item:
+    ours = [state[name].detach() for name in rule.ours]
+    shape = their_shape(rule, {name: tuple(state[name].shape) for name in rule.ours})
+    return Item(rule.theirs, shape, dtype or ours[0].dtype, lambda: join(rule, ours, config.heads))
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """A file as private memory: reading it reads the file, writing it copies the page."""
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def _tensor(maps: dict[str, mmap.mmap], info: TensorInfo) -> Tensor:
+    """The tensor as a view of its file's map; a copy where the file does not align it."""
+    dtype = DTYPES[info.dtype]
+    if not info.bytes:
+        return torch.empty(info.shape, dtype=dtype)
+    if info.start % dtype.itemsize:
+        data = bytearray(maps[info.file][info.start : info.end])
+        return torch.frombuffer(data, dtype=dtype).view(info.shape)
+    count = info.bytes // dtype.itemsize
+    return torch.frombuffer(maps[info.file], dtype=dtype, count=count, offset=info.start).view(info.shape)
+
+
+def _placed(part: Tensor, device: torch.device, dtype: torch.dtype | None, writable: bool) -> Tensor:
+    placed = part.to(device=device, dtype=dtype)
+    if placed is not part:  # copied already; then at least without gaps
+        return placed.contiguous()
+    return part.clone(memory_format=torch.contiguous_format) if writable else part
+
+
+def _write_json(path: Path, data: dict) -> None:
+    path.write_text(json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

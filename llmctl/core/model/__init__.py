@@ -1,0 +1,1 @@
+"""The transformer itself: positions, attention, layers, cache, first weights."""

@@ -1,0 +1,134 @@
+"""attend: queries, keys and values to outputs; the one place where an attention kernel is chosen."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmctl.core.model.explicit import attend_explicitly, explicit_is_faster
+
+
+class Mask(NamedTuple):
+    """Which keys each query sees, made once a forward pass and shared by its layers.
+
+    Attributes:
+        causal: queries and keys are the same T tokens and each sees itself and all before it; `seen` is None.
+        seen: what else restricts the view, broadcastable to (B, H, T, S): bool, True where a key is seen, or
+            float in the dtype of the queries, added to the scaled scores (ALiBi; -inf where not seen). None:
+            every key is seen, or `causal` says all. Every query sees one key at least, so no row is empty.
+    """
+
+    causal: bool = False
+    seen: Tensor | None = None
+
+    def bias(self, q: Tensor) -> Tensor:
+        """What to add to the scores of T queries on themselves, broadcastable to (B, H, T, T), in the dtype of q."""
+        if self.seen is not None and self.seen.dtype != torch.bool:
+            return self.seen.to(q.dtype)
+        tokens = q.shape[2]
+        hidden = torch.full((tokens, tokens), float("-inf"), dtype=q.dtype, device=q.device)
+        return hidden.triu_(1) if self.seen is None else hidden.new_zeros(()).where(self.seen, hidden)
+
+
+def causal_mask(
+    queries: int,
+    keys: int,
+    window: int | None = None,
+    segments: Tensor | None = None,
+    slopes: Tensor | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Mask:
+    """The mask of `queries` tokens that are the last of `keys` tokens, each seeing none after itself.
+
+    Args:
+        queries: T, tokens of this pass.
+        keys: S >= T, tokens of this pass and of the cache before it.
+        window: a query sees itself and the window - 1 keys before it; None: all before it.
+        segments: (B, S) int64, the document of each key in a packed row, 0 for padding; a query sees only keys of
+            its own document. Padding sees padding, which keeps its rows finite.
+        slopes: (H,) float32, ALiBi's slope of each head; distances count slots, so rows that are padded on the
+            left or packed need no positions.
+        device: where the mask is made.
+        dtype: of the queries; only a mask with slopes needs it.
+
+    Returns:
+        A mask without a tensor wherever that says the same.
+    """
+    if window is not None and window >= keys:
+        window = None
+    if window is None and segments is None and slopes is None:
+        if queries == 1:
+            return Mask()
+        if queries == keys:
+            return Mask(causal=True)
+    slots = torch.arange(keys, device=device)
+    distance = slots[keys - queries :, None] - slots  # (T, S)
+    seen = distance >= 0
+    if window is not None:
+        seen = seen & (distance < window)
+    if segments is not None:
+        same = segments[:, keys - queries :, None] == segments[:, None, :]  # (B, T, S)
+        seen = (seen & same)[:, None]  # (B, 1, T, S)
+    if slopes is not None:
+        bias = -slopes[:, None, None] * distance  # (H, T, S)
+        seen = bias.masked_fill(~seen, float("-inf")).to(dtype)
+    return Mask(seen=seen)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, dropout: float = 0.0) -> Tensor:
+    """softmax(q k' scale, masked) v, by torch's fused kernels or, where it is faster, `attend_explicitly`.
+
+    Args:
+        q: (B, H, T, D).
+        k: (B, Hkv, S, D); H is a multiple of Hkv, and each run of H / Hkv query heads shares one head of k and v.
+        v: (B, Hkv, S, D).
+        mask: which keys are seen.
+        scale: multiplies the scores; usually D ** -0.5.
+        dropout: probability that a weight is dropped.
+
+    Returns:
+        (B, H, T, D), in the dtype of q.
+    """
+    if not dropout and explicit_is_faster(q, k):
+        shared = q.shape[1] // k.shape[1]
+        if shared > 1:
+            k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
+        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast rotated ones are float32
+        return attend_explicitly(q, k, v, mask.bias(q), scale)
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask.seen,
+        dropout_p=dropout,
+        is_causal=mask.causal,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+def attend_naively(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """What `attend` computes, written out with every score in memory: the reference, and the view of the weights.
+
+    Returns:
+        (B, H, T, D) in the dtype of q, and the weights (B, H, T, S) in float32 before dropout: rows sum to 1.
+
+    Source: Vaswani et al., "Attention Is All You Need", arXiv:1706.03762, equation 1; shared key and value heads:
+    Ainslie et al., arXiv:2305.13245.
+    """
+    shared = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(shared, dim=1).float() for x in (k, v))  # (B, H, S, D)
+    scores = q.float() @ k.transpose(-1, -2) * scale  # (B, H, T, S)
+    if mask.causal:
+        after = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(after, float("-inf"))
+    elif mask.seen is not None and mask.seen.dtype == torch.bool:
+        scores = scores.masked_fill(~mask.seen, float("-inf"))
+    elif mask.seen is not None:
+        scores = scores + mask.seen
+    weights = scores.softmax(dim=-1)
+    return (F.dropout(weights, dropout) @ v).to(q.dtype), weights

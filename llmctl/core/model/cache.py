@@ -1,0 +1,98 @@
+"""KVCache: the keys and values of the tokens that a model has read, so that it reads each once."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmctl.spec.model import ModelConfig
+
+
+@dataclass
+class KVCache:
+    """Room for `capacity` tokens in each of B rows; the first `length` slots are filled.
+
+    Attributes:
+        keys: (layers, B, Hkv, capacity, D), rotated where positions are rotary.
+        values: (layers, B, Hkv, capacity, D).
+        length: tokens held, the same in every row; rows of unequal length are padded on the left.
+        segments: (B, capacity) int64, 0 where a slot is padding; None while no row has padding.
+    """
+
+    keys: Tensor
+    values: Tensor
+    length: int = 0
+    segments: Tensor | None = None
+
+    @classmethod
+    def allocate(
+        cls,
+        config: ModelConfig,
+        batch: int,
+        capacity: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "KVCache":
+        """An empty cache: batch rows of `capacity` tokens, in the dtype that the model computes in."""
+        shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
+        keys = torch.empty(shape, device=device, dtype=dtype)
+        return cls(keys, torch.empty_like(keys))
+
+    @property
+    def capacity(self) -> int:
+        """Tokens a row that fit."""
+        return self.keys.shape[3]
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one layer's keys and values of T new tokens after the `length` held; `advance` follows the last layer.
+
+        Args:
+            layer: number of the layer.
+            k: (B, Hkv, T, D).
+            v: (B, Hkv, T, D).
+
+        Returns:
+            All keys and all values of the layer, (B, Hkv, length + T, D): views, not copies.
+        """
+        end = self.length + k.shape[2]
+        keys, values = self.keys[layer], self.values[layer]  # (B, Hkv, capacity, D)
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def mark(self, segments: Tensor | None, tokens: int) -> Tensor | None:
+        """Note which of the `tokens` new slots are padding, before the layers append.
+
+        Args:
+            segments: (B, T) int64, or None where none of them is; then 1 if other slots are marked.
+            tokens: T.
+
+        Returns:
+            (B, length + T) of all slots, or None while no slot was ever marked.
+
+        Raises:
+            ValueError: the tokens do not fit in the cache.
+        """
+        end = self.length + tokens
+        if end > self.capacity:
+            raise ValueError(f"{end} tokens do not fit in a cache of {self.capacity}")
+        if segments is None and self.segments is None:
+            return None
+        if self.segments is None:
+            self.segments = torch.ones(self.keys.shape[1], self.capacity, dtype=torch.int64, device=self.keys.device)
+        self.segments[:, self.length : end] = 1 if segments is None else segments
+        return self.segments[:, :end]
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` as held, once every layer has appended them."""
+        self.length += tokens
+
+    def truncate(self, length: int) -> None:
+        """Forget every token after the first `length`.
+
+        Raises:
+            ValueError: fewer are held.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot keep {length} of {self.length} tokens")
+        self.length = length

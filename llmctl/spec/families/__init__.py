@@ -1,0 +1,106 @@
+"""FAMILIES: which published checkpoints are known, and how a config.json becomes a ModelConfig and back."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from llmctl.errors import Exit, UserError
+from llmctl.spec.families import bloom, gpt2, llama, native
+from llmctl.spec.families.family import Family
+from llmctl.spec.model import ModelConfig
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": gpt2.FAMILY,
+    "llama": llama.FAMILY,
+    "bloom": bloom.FAMILY,
+    "native": native.FAMILY,
+}
+_BY_TYPE = {model_type: family for family in FAMILIES.values() for model_type in family.model_types}
+_LARGEST_CONFIG = 16_000_000
+
+
+def family_of(config_json: dict) -> Family:
+    """The family of a parsed config.json.
+
+    Raises:
+        UserError: its model_type is none of ours.
+    """
+    model_type = config_json.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _BY_TYPE:
+        found = "has no model_type" if model_type is None else f"has model_type {model_type!r}"
+        raise UserError(
+            f"config.json {found}; llmctl knows {', '.join(_BY_TYPE)}.",
+            "Name a checkpoint of one of these.",
+            Exit.MISMATCH,
+        )
+    return _BY_TYPE[model_type]
+
+
+def fitted(config: ModelConfig) -> ModelConfig:
+    """The same model under a model_type whose config.json can say all of it: its own if that can, else the first
+    of Hugging Face's that can, else llmctl, which no other tool opens."""
+    for model_type in (config.model_type, *_BY_TYPE):
+        candidate = replace(config, model_type=model_type)
+        if model_type in _BY_TYPE and _says(_BY_TYPE[model_type], candidate):
+            return candidate
+    return replace(config, model_type="llmctl")
+
+
+def family_for(config: ModelConfig) -> Family:
+    """The family that a model of this config is written in."""
+    return _BY_TYPE[fitted(config).model_type]
+
+
+def read_config(directory: Path | str) -> ModelConfig:
+    """The ModelConfig of a checkpoint directory.
+
+    Raises:
+        UserError: config.json is absent, unreadable, of another model, or asks for what is not implemented.
+    """
+    found = read_config_json(directory)
+    return family_of(found).to_config(found)
+
+
+def read_config_json(directory: Path | str) -> dict:
+    """A checkpoint directory's config.json, parsed.
+
+    Raises:
+        UserError: it is absent, unreadable or not a JSON object.
+    """
+    path = Path(directory) / "config.json"
+    try:
+        if path.stat().st_size > _LARGEST_CONFIG:
+            raise UserError(f"{path} has {path.stat().st_size} bytes: that is no config.json.", code=Exit.MISMATCH)
+        found = json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError as error:
+        there = "has no config.json" if path.parent.is_dir() else "does not exist"
+        raise UserError(
+            f"{directory} {there}.", "Name a checkpoint directory: config.json and model.safetensors in it."
+        ) from error
+    except NotADirectoryError as error:
+        raise UserError(f"{directory} is not a directory.", "Name a checkpoint directory.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not JSON: {error}.", "Copy the config.json that belongs to the weights.", Exit.MISMATCH
+        ) from error
+    if not isinstance(found, dict):
+        raise UserError(
+            f"{path} is not a JSON object.", "Copy the config.json that belongs to the weights.", Exit.MISMATCH
+        )
+    return found
+
+
+def _says(family: Family, config: ModelConfig) -> bool:
+    try:
+        return _essence(family.to_config(family.to_json(config))) == _essence(config)
+    except UserError:
+        return False
+
+
+def _essence(config: ModelConfig) -> ModelConfig:
+    """Without the fields that mean nothing in this model."""
+    if config.position != "rope":
+        config = replace(config, rope_theta=10000.0, rope_scaling=None)
+    return replace(config, window_layers=None) if config.window is None else config
