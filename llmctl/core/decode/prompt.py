@@ -1,4 +1,4 @@
-"""What goes into a model and what ends it: a prompt's ids, the ids that stop a completion, and prompts read from files."""
+"""What goes into a model and what ends it: a prompt's ids, the ids that stop a completion, prompts read from files."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -93,7 +93,7 @@ def from_lines(lines: Iterable[bytes]) -> Iterator[Request]:
 
 
 def from_jsonl(lines: Iterable[bytes], field: str | None = None) -> Iterator[Request]:
-    """A prompt a JSON object, from the named field (else the first of FIELDS that is there); blank lines are skipped."""
+    """A prompt a JSON object, from the named field or the first of FIELDS that is there; blank lines are skipped."""
     number = -1
     for at, line in enumerate(lines, start=1):
         if not line.strip():

@@ -22,7 +22,9 @@ class TextStream:
     def __init__(
         self, tokenizer: Tokenizer, prompt: Sequence[int] = (), stops: Sequence[str] = (), special: bool = False
     ):
-        self._detokenizer = tokenizer.stream(prompt=prompt, skip_special=not special)
+        self._detokenizer = tokenizer.stream(skip_special=not special)
+        told = sum(len(self._detokenizer.push(token)) for token in prompt)
+        self._prompt = tokenizer.decode(list(prompt), skip_special=not special)[told:]  # it comes with the first text
         self._stops = tuple(stops)
         self._held = ""
         self.text = ""
@@ -39,6 +41,8 @@ class TextStream:
     def _give(self, new: str, last: bool) -> str:
         if self.stopped:
             return ""
+        if self._prompt and new:
+            new, self._prompt = new.removeprefix(self._prompt), ""
         self._held += new
         cut = first_stop(self._held, self._stops)
         if cut is not None:

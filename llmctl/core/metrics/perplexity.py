@@ -52,8 +52,8 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """exp of the nats a token; infinity where that overflows."""
-        return math.exp(self.nll_per_token) if self.nll_per_token < 709 else math.inf
+        """exp of the nats a token: infinity where that overflows, NaN when nothing was scored."""
+        return math.inf if self.nll_per_token > 709 else math.exp(self.nll_per_token)
 
     @property
     def bits_per_byte(self) -> float:

@@ -112,7 +112,7 @@ def test_the_test_of_the_distribution_catches_injected_bugs(monkeypatch):
     monkeypatch.setattr(sample, "keep_top_p", lambda logits, p: keep_top_p(logits, 0.99))
     assert p_value(counts(sampling, LOGITS), chances) < 1e-6
     monkeypatch.undo()
-    monkeypatch.setattr(sample, "uniforms", lambda *a: uniforms(*a).sqrt())  # noise of another law
+    monkeypatch.setattr(sample, "uniforms", lambda *a: uniforms(*a) / 2 + 0.5)  # noise of another law
     assert p_value(counts(sampling, LOGITS), chances) < 1e-6
 
 
