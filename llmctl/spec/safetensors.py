@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 
 from llmctl.errors import Exit, UserError
+from llmctl.spec.files import read_json
 
 BITS: dict[str, int] = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "C64": 64,
@@ -170,13 +171,7 @@ def _check_layout(path: Path, tensors: list[TensorInfo], data: int, size: int) -
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    try:
-        index = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_unique)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}.", "Copy or download it again.", Exit.MISMATCH) from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    weight_map = read_json(path, "safetensors index").get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise UserError(f"{path} has no weight_map of tensor names to file names.", code=Exit.MISMATCH)
     outside = sorted({file for file in weight_map.values() if not re.fullmatch(r"(?!\.\.?$)[^/\\\0]+", file)})
@@ -195,8 +190,8 @@ def _refuse_strays(directory: Path, names: set[str], used: set[str]) -> None:
     strays = sorted(found - used)
     if strays:
         raise UserError(
-            f"{directory} holds {_several(strays)}, which {'the index does not name' if used != {SINGLE} else 'is'}"
-            f"{'' if used != {SINGLE} else f' not part of {SINGLE}'}: left over from another checkpoint?",
+            f"{directory} holds {_several(strays)} beside the weights in {SINGLE if used == {SINGLE} else INDEX}: "
+            "left over from another checkpoint?",
             "Remove what does not belong to this model; other tools would load it.",
             Exit.MISMATCH,
         )

@@ -1,6 +1,5 @@
 """Checkpoint: a directory in Hugging Face layout, opened into a model and written from one."""
 
-import json
 import mmap
 import shutil
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from llmctl.errors import Exit, UserError
 from llmctl.spec.account import account, rules, their_shape
 from llmctl.spec.families import family_for, fitted, read_config
 from llmctl.spec.families.family import tokens_json
+from llmctl.spec.files import read_json, write_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
 from llmctl.spec.safetensors import TensorInfo, read_tensors
@@ -105,13 +105,7 @@ class Checkpoint:
         path = self.path / "generation_config.json"
         if not path.exists():
             return {}
-        try:
-            found = json.loads(path.read_bytes().decode("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} cannot be read: {error}.", code=Exit.MISMATCH) from error
-        if not isinstance(found, dict):
-            raise UserError(f"{path} is not a JSON object.", code=Exit.MISMATCH)
-        return found
+        return read_json(path, "generation_config.json")
 
     def _check_copy(self, copy: Tensor, embedding: Tensor) -> None:
         if not torch.equal(copy.to(embedding.device, embedding.dtype), embedding):
@@ -156,8 +150,8 @@ def save_checkpoint(
     write_shards(directory, items, shard_bytes)
     named = str(items[0].dtype).removeprefix("torch.")
     spelled = {**family_for(config).to_json(config), "dtype": named, "torch_dtype": named}
-    _write_json(directory / "config.json", spelled)
-    _write_json(directory / "generation_config.json", tokens_json(config) if generation is None else generation)
+    write_json(directory / "config.json", spelled)
+    write_json(directory / "generation_config.json", tokens_json(config) if generation is None else generation)
     if tokenizer_from is not None:
         from llmctl.core.text.tokenizer import TOKENIZER_FILES
 
@@ -205,7 +199,3 @@ def _placed(part: Tensor, device: torch.device, dtype: torch.dtype | None, writa
     if placed is not part:  # copied already; then at least without gaps
         return placed.contiguous()
     return part.clone(memory_format=torch.contiguous_format) if writable else part
-
-
-def _write_json(path: Path, data: dict) -> None:
-    path.write_text(json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,12 +1,12 @@
 """FAMILIES: which published checkpoints are known, and how a config.json becomes a ModelConfig and back."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.families import bloom, gpt2, llama, native
 from llmctl.spec.families.family import Family
+from llmctl.spec.files import read_json
 from llmctl.spec.model import ModelConfig
 
 FAMILIES: dict[str, Family] = {
@@ -16,7 +16,6 @@ FAMILIES: dict[str, Family] = {
     "native": native.FAMILY,
 }
 _BY_TYPE = {model_type: family for family in FAMILIES.values() for model_type in family.model_types}
-_LARGEST_CONFIG = 16_000_000
 
 
 def family_of(config_json: dict) -> Family:
@@ -68,28 +67,11 @@ def read_config_json(directory: Path | str) -> dict:
         UserError: it is absent, unreadable or not a JSON object.
     """
     path = Path(directory) / "config.json"
-    try:
-        if path.stat().st_size > _LARGEST_CONFIG:
-            raise UserError(f"{path} has {path.stat().st_size} bytes: that is no config.json.", code=Exit.MISMATCH)
-        found = json.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError as error:
-        there = "has no config.json" if path.parent.is_dir() else "does not exist"
-        raise UserError(
-            f"{directory} {there}.", "Name a checkpoint directory: config.json and model.safetensors in it."
-        ) from error
-    except NotADirectoryError as error:
-        raise UserError(f"{directory} is not a directory.", "Name a checkpoint directory.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not JSON: {error}.", "Copy the config.json that belongs to the weights.", Exit.MISMATCH
-        ) from error
-    if not isinstance(found, dict):
-        raise UserError(
-            f"{path} is not a JSON object.", "Copy the config.json that belongs to the weights.", Exit.MISMATCH
-        )
-    return found
+    if not path.is_file():
+        what = "has no config.json" if path.parent.is_dir() else "is not a directory"
+        what = what if path.parent.exists() else "does not exist"
+        raise UserError(f"{directory} {what}.", "Name a checkpoint directory: config.json and model.safetensors in it.")
+    return read_json(path, "config.json")
 
 
 def _says(family: Family, config: ModelConfig) -> bool:
