@@ -12,7 +12,9 @@ Optimizer = Literal["adamw", "muon"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Options of the one training loop.
+    """Training.
+
+    Options of the one training loop.
 
     Raises:
         UserError: a value out of range, or not exactly one length.
@@ -43,9 +45,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         given = [name for name in ("steps", "epochs", "tokens") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise UserError(
-                f"--{' and --'.join(given)} both say how long to train.", "Keep one of them.", Exit.USAGE
-            )
+            raise UserError(f"--{' and --'.join(given)} both say how long to train.", "Keep one of them.", Exit.USAGE)
         bad = [
             f"--{name.replace('_', '-')} is {getattr(self, name)}, wanted {wanted}"
             for name, good, wanted in (
@@ -67,6 +67,19 @@ class TrainConfig:
         if bad:
             raise UserError("; ".join(bad) + ".", code=Exit.USAGE)
 
+    def rows(self, block: int) -> int:
+        """Rows of `block` tokens in one optimizer step: as many as fit in batch_tokens, at least one."""
+        return max(1, self.batch_tokens // block)
+
+    def length(self, tokens: int, block: int) -> int:
+        """Optimizer steps of the whole run over a split of `tokens` tokens; without a length, those of one epoch."""
+        rows = self.rows(block)
+        if self.steps is not None:
+            return self.steps
+        if self.tokens is not None:
+            return math.ceil(self.tokens / (rows * block))
+        return math.ceil((self.epochs or 1.0) * rows_per_epoch(tokens, block) / rows)
+
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step 1..steps, as a share of the peak.
 
@@ -87,3 +100,39 @@ class TrainConfig:
             "wsd": min(1.0, (steps - step) / max(1.0, self.decay * steps)),
         }[self.schedule]
         return self.min_lr + (1 - self.min_lr) * shape
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Evaluation and records.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    eval_every: Annotated[int | None, "Steps between evaluations on held-out text; default: a tenth of the run."] = None
+    eval_tokens: Annotated[int, "Held-out tokens that one evaluation reads, at most."] = 100_000
+    save_every: Annotated[float, "Seconds between saved states, from which an interrupted run goes on."] = 60.0
+    tensorboard: Annotated[bool, "Write events for TensorBoard into OUT/tensorboard."] = False
+
+    def __post_init__(self) -> None:
+        bad = [
+            f"--{name.replace('_', '-')} is {getattr(self, name)}, wanted {wanted}"
+            for name, good, wanted in (
+                ("eval_every", self.eval_every is None or self.eval_every > 0, "1 or more"),
+                ("eval_tokens", self.eval_tokens >= 0, "0 or more"),
+                ("save_every", self.save_every > 0, "more than 0"),
+            )
+            if not good
+        ]
+        if bad:
+            raise UserError("; ".join(bad) + ".", code=Exit.USAGE)
+
+    def every(self, steps: int) -> int:
+        """Steps between evaluations of a run of `steps`."""
+        return self.eval_every or max(1, steps // 10)
+
+
+def rows_per_epoch(tokens: int, block: int) -> int:
+    """Whole rows that one pass takes from a split of `tokens` tokens, whatever offset it begins at."""
+    return max(1, (tokens - 1) // block - 1)

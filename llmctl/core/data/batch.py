@@ -9,33 +9,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmctl.spec.train import rows_per_epoch
+
 IGNORE = -100  # a target that is not scored
 
 
 class Batch(NamedTuple):
-    """Rows of packed tokens; all (B, T) int64.
+    """Rows of packed tokens; the tensors are (B, T) int64.
 
     Attributes:
         tokens: what the model reads.
         targets: what it is asked for at each place; IGNORE where nothing is.
         positions: place of each token in its document, from 0.
         segments: number of each token's document in its row, from 1; 0 is padding.
+        scored: how many targets count.
     """
 
     tokens: Tensor
     targets: Tensor
     positions: Tensor
     segments: Tensor
+    scored: int
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device; through pinned memory, without waiting, when that is a GPU."""
+        *tensors, scored = self
         if device.type == "cuda":
-            return Batch(*(part.pin_memory().to(device, non_blocking=True) for part in self))
-        return Batch(*(part.to(device) for part in self))
-
-    def scored(self) -> int:
-        """How many targets count."""
-        return int((self.targets != IGNORE).sum())
+            return Batch(*(part.pin_memory().to(device, non_blocking=True) for part in tensors), scored)
+        return Batch(*(part.to(device) for part in tensors), scored)
 
 
 class Source(Protocol):
@@ -79,7 +80,8 @@ def pack(source: Source, starts: list[int], block: int) -> Batch:
         segments[row, :length] = segment + (1 if not len(opens) or opens[0] > 0 else 0)
         begins = np.concatenate(([0], opens))
         positions[row, :length] = places - begins[segment]
-    return Batch(*(torch.from_numpy(part) for part in (tokens, targets, positions, segments)))
+    made = (torch.from_numpy(part) for part in (tokens, targets, positions, segments))
+    return Batch(*made, scored=int((targets != IGNORE).sum()))
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,6 @@ class TrainingOrder:
     rows: int
     seed: int
 
-    @property
-    def rows_per_epoch(self) -> int:
-        """Whole rows in one pass; the same for every offset."""
-        return max(1, (self.source.tokens - 1) // self.block - 1)
-
     def starts(self, step: int) -> list[int]:
         """Where the rows of step 1, 2, ... begin."""
         first = (step - 1) * self.rows
@@ -118,10 +115,18 @@ class TrainingOrder:
             yield pack(self.source, starts[first : first + micro], self.block)
 
     def _start(self, index: int) -> int:
-        epoch, place = divmod(index, self.rows_per_epoch)
-        slack = min(self.block, max(0, self.source.tokens - 1 - self.rows_per_epoch * self.block))
-        offset, order = _epoch(self.seed, epoch, self.rows_per_epoch, slack)
+        rows = rows_per_epoch(self.source.tokens, self.block)
+        epoch, place = divmod(index, rows)
+        slack = min(self.block, max(0, self.source.tokens - 1 - rows * self.block))
+        offset, order = _epoch(self.seed, epoch, rows, slack)
         return int(offset + order[place] * self.block)
+
+
+def in_order(source: Source, block: int, rows: int, limit: int) -> Iterator[Batch]:
+    """The first `limit` tokens of a source in order, `rows` rows of `block` tokens at a time: for evaluation."""
+    starts = list(range(0, min(source.tokens - 1, limit), block))
+    for first in range(0, len(starts), rows):
+        yield pack(source, starts[first : first + rows], block)
 
 
 @lru_cache(maxsize=2)

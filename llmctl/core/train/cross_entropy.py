@@ -28,7 +28,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    wanted = torch.is_grad_enabled() and (hidden.requires_grad, weight.requires_grad) or (False, False)
+    wanted = (torch.is_grad_enabled() and (hidden.requires_grad, weight.requires_grad)) or (False, False)
     return _LinearCrossEntropy.apply(hidden, weight, targets, dtype, wanted)
 
 

@@ -70,7 +70,7 @@ def train(
     upcoming = list(batches(done + 1)) if done < steps else []
     for number in range(done + 1, steps + 1):
         start = time.perf_counter()
-        micro, scored = upcoming, sum(batch.scored() for batch in upcoming)
+        micro, scored = upcoming, sum(batch.scored for batch in upcoming)
         lr = set_rate(optimizers, config.rate(number, steps))
         total = torch.zeros((), device=place.device)
         for batch in micro:

@@ -35,7 +35,7 @@ def clm(model: Transformer, batch: Batch, cross_document: bool = False) -> Loss:
     apart = {} if cross_document else {"positions": batch.positions, "segments": batch.segments}
     hidden = model(batch.tokens, **apart)  # (B, T, D)
     total = linear_cross_entropy(hidden.flatten(0, 1), model.head.weight, batch.targets.flatten())
-    return Loss(total, batch.scored())
+    return Loss(total, batch.scored)
 
 
 OBJECTIVES: dict[str, Callable[..., Loss]] = {"clm": clm}

@@ -1,0 +1,105 @@
+"""pretrain: a fresh model, or a checkpoint further, on tokens."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from llmctl.errors import Exit, UserError
+from llmctl.flags import Compute, Shown, Written, expand, invocation, model_path
+from llmctl.spec.layout import Output, read_json
+from llmctl.spec.memory import gib
+from llmctl.spec.model import ModelConfig
+from llmctl.spec.plan import TrainPlan
+from llmctl.spec.presets import Shape
+from llmctl.spec.train import TrainConfig, Watch
+
+Objective = Literal["clm"]
+
+
+@expand
+def pretrain(
+    data: Annotated[Path, typer.Argument(help="Directory that llmctl tokenize made, or - for its path on stdin.")],
+    written: Written,
+    shape: Shape,
+    config: TrainConfig,
+    watch: Watch,
+    compute: Compute,
+    shown: Shown,
+    start: Annotated[Path | None, typer.Option("--from", help="Go on from this checkpoint, not a fresh model.")] = None,
+    objective: Annotated[Objective, "What is learned: clm, each token from those before it."] = "clm",
+    seed: Annotated[int, "Of the first weights and of the order of the data."] = 0,
+) -> None:
+    """Train a language model on tokens, from scratch or on from a checkpoint.
+
+    Without --preset a fresh model is 5m, with whatever dimensions are given in place of its own. OUT holds the last
+    model, OUT/best the one with the lowest held-out loss, OUT/metrics.jsonl every step.
+
+    Ctrl-C and SIGTERM save the state and end with 75. However a run ended, the same command line goes on from the
+    last state saved, and ends with the same weights, bit for bit, as a run that was never interrupted.
+    """
+    data = model_path(data)
+    about = read_json(data / "tokens.json", "token directory, as llmctl tokenize makes it")
+    model, corpus = _shape(start, shape, about), about["splits"]["train"]["tokens"]
+    plan = TrainPlan.of(model, config, corpus, "fp32" if compute.dtype == "fp32" else "bf16")
+    inputs = [data, *([start] if start else [])]
+    need = 20 * plan.facts()["parameters"]  # the last model, the best, a state and the one before it
+    output = Output.plan(written.out, invocation(), inputs, written.force, resumable=True, need=need)
+    from llmctl.console import Console
+
+    console = Console(shown)
+    if written.dry_run:
+        facts = plan.facts() | {"path": str(written.out), "up_to_date": output.up_to_date}
+        console.report(facts, None if shown.json else console.table(f"{written.out}", ("", ""), _lines(facts)))
+        return
+    if not output.up_to_date:
+        with output as partial:
+            from llmctl.core.data.shards import Tokens
+            from llmctl.core.device import pick
+            from llmctl.core.train.pretrain import prepare
+            from llmctl.core.train.track import TensorBoard
+            from llmctl.follow import follow
+
+            place = pick(compute.device, compute.dtype, compute.threads)
+            if place.device.type != "cpu":
+                plan = TrainPlan.of(model, config, corpus, "bf16", place.total_memory(), most_tokens=None)
+            console.say(f"{plan}.")
+            if model.model_type == "llmctl":
+                console.warn("no Hugging Face family has this shape; only llmctl opens the checkpoint.")
+            run = prepare(partial, Tokens.open(data), start, plan, config, watch, place, objective, seed)
+            if watch.tensorboard:
+                run.sinks.append(TensorBoard(partial / "tensorboard"))
+            output.device = str(place.device)
+            output.metrics = follow(run, console)
+    console.made(written.out, output.metrics, output.seconds, output.up_to_date)
+
+
+def _shape(start: Path | None, shape: Shape, about: dict[str, Any]) -> ModelConfig:
+    """The shape to train: the checkpoint's, or a preset's with the tokens' vocabulary."""
+    if start is None:
+        return replace(shape, preset=shape.preset or "5m").config(about["vocab"])
+    given = [f"--{name.replace('_', '-')}" for name in shape.overrides] + ["--preset"] * (shape.preset is not None)
+    if given:
+        raise UserError(
+            f"{', '.join(given)} cannot change the shape of the checkpoint {start}.",
+            "Leave it out, or leave --from out and train a fresh model.",
+            Exit.USAGE,
+        )
+    from llmctl.spec.families import read_config
+
+    model = read_config(start)
+    if about["vocab"] > model.vocab:
+        raise UserError(
+            f"The tokens have ids up to {about['vocab'] - 1}, but {start} has {model.vocab}.",
+            f"llmctl tokenize ... --tokenizer {start}",
+            Exit.MISMATCH,
+        )
+    return model
+
+
+def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The plan for people."""
+    lines = [(name.replace("_", " "), f"{value:,}") for name, value in facts.items() if isinstance(value, int)]
+    lines += [("epochs", f"{facts['epochs']:.2f}"), ("FLOP", f"{facts['flops']:.2e}")]
+    return lines + [(f"memory: {name.replace('_', ' ')}", gib(size)) for name, size in facts["bytes"].items() if size]

@@ -1,0 +1,213 @@
+"""Run: a training in a directory: it resumes, evaluates, keeps the best and the last, and writes metrics.jsonl."""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from llmctl.core.checkpoint.state import load_state, save_state
+from llmctl.core.data.batch import Batch
+from llmctl.core.device import Place
+from llmctl.core.train.loop import Objective, Step, evaluate, train
+from llmctl.spec.train import TrainConfig
+
+STATE = ".state"  # below the run's directory; a dot, so it is gone from the finished one
+METRICS = "metrics.jsonl"
+BEST = "best"
+
+
+class Evaluation(NamedTuple):
+    """Held-out loss after some step.
+
+    Attributes:
+        step: steps taken.
+        loss: nats a token.
+        bits_per_byte: of the text; nan where its bytes are not known.
+        best: it is the lowest so far.
+    """
+
+    step: int
+    loss: float
+    bits_per_byte: float
+    best: bool
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+
+@dataclass
+class Run:
+    """One training run. Iterate over `go()` to train; stop iterating and call `save` to go on another day.
+
+    Attributes:
+        directory: where the state, metrics.jsonl and best/ go; it exists.
+        model, optimizers, config, objective, place, steps: as for `train`.
+        batches: micro-batches of a step.
+        heldout: makes the batches to evaluate on, or None.
+        bytes_per_token: of the held-out text, for bits per byte.
+        eval_every: steps between evaluations; there is one before the first step and one after the last, too.
+        save_every: seconds between states written to disk.
+        write: writes the model as a checkpoint into a directory.
+        flops_per_token: for the utilisation; 0: not reported.
+        sinks: called with each record of metrics.jsonl.
+        facts: what the caller wants kept with the state; on resuming it is what was kept.
+    """
+
+    directory: Path
+    model: torch.nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    config: TrainConfig
+    objective: Objective
+    place: Place
+    steps: int
+    batches: Callable[[int], Iterable[Batch]]
+    heldout: Callable[[], Iterable[Batch]] | None
+    bytes_per_token: float
+    eval_every: int
+    save_every: float
+    write: Callable[[Path], None]
+    flops_per_token: float = 0.0
+    sinks: list[Callable[[dict[str, Any]], None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.done = 0  # steps taken
+        self.tokens = 0  # scored so far
+        self.seconds = 0.0  # of steps and evaluations, in all sittings
+        self.evaluations: list[Evaluation] = []
+        self._peak = self.place.peak_flops() if self.flops_per_token else 0.0
+        self._log = None
+
+    def resume(self) -> bool:
+        """Take up what an interrupted run left in the directory; False where it left nothing."""
+        found = load_state(self.directory / STATE, self.model, self.optimizers)
+        kept = 0
+        if found is not None:
+            self.done, facts = found
+            self.tokens, self.seconds, kept = facts["tokens"], facts["seconds"], facts["metrics_bytes"]
+            self.evaluations = [Evaluation(*values) for values in facts["evaluations"]]
+        self._log = open(self.directory / METRICS, "ab")  # noqa: SIM115 - open as long as the run
+        self._log.truncate(kept)
+        return found is not None
+
+    def go(self) -> Iterator[Step | Evaluation]:
+        """Train to the last step: every step, and every evaluation, as it is done.
+
+        An evaluation that is cut short by leaving the loop is made again on resuming. After the last one the state
+        is saved, so that a run that is killed from here on has nothing left to train.
+        """
+        if self._log is None:
+            self.resume()
+        saved = time.monotonic()
+        if self._due():
+            yield self._evaluate()
+        for step in train(
+            self.model, self.batches, self.objective, self.config, self.optimizers, self.place, self.steps, self.done
+        ):
+            self._note(step)
+            yield step
+            if self._due():
+                yield self._evaluate()
+            if time.monotonic() - saved >= self.save_every or self.done == self.steps:
+                self.save()
+                saved = time.monotonic()
+
+    def save(self) -> None:
+        """Write the state, from which the same run goes on to the same end, bit for bit."""
+        self._log.flush()
+        os.fsync(self._log.fileno())
+        facts = {
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "metrics_bytes": self._log.tell(),
+            "evaluations": [list(evaluation) for evaluation in self.evaluations],
+        }
+        save_state(self.directory / STATE, self.done, self.model, self.optimizers, facts)
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The evaluation with the lowest loss."""
+        return min(self.evaluations, key=lambda evaluation: evaluation.loss, default=None)
+
+    def finish(self) -> None:
+        """Write the last model into the directory itself; best/ shares its files where the last is the best."""
+        self.write(self.directory)
+        best = self.best
+        if best is not None and best.step == self.done:
+            shutil.rmtree(self.directory / BEST, ignore_errors=True)
+            (self.directory / BEST).mkdir()
+            for path in self.directory.iterdir():
+                if path.is_file() and path.name != METRICS and not path.name.startswith("."):
+                    os.link(path, self.directory / BEST / path.name)
+        self._log.close()
+
+    def _due(self) -> bool:
+        """Whether the model as it is now is still to be evaluated."""
+        if self.heldout is None or (self.evaluations and self.evaluations[-1].step == self.done):
+            return False
+        return self.done % self.eval_every == 0 or self.done == self.steps
+
+    def _evaluate(self) -> Evaluation:
+        start = time.perf_counter()
+        total = count = 0.0
+        for loss in evaluate(self.model, self.heldout(), self.objective, self.place):
+            total += float(loss.total)
+            count += loss.count
+        mean = total / max(1.0, count)
+        bits = mean / math.log(2) / self.bytes_per_token if self.bytes_per_token else math.nan
+        best = self.best is None or mean < self.best.loss
+        made = Evaluation(self.done, mean, bits, best)
+        self.seconds += time.perf_counter() - start
+        self.evaluations.append(made)
+        self._record(
+            {
+                "step": self.done,
+                "tokens": self.tokens,
+                "seconds": round(self.seconds, 3),
+                "heldout_loss": mean,
+                "heldout_perplexity": made.perplexity,
+                "heldout_bits_per_byte": bits,
+            }
+        )
+        if best and 0 < self.done < self.steps:
+            self._keep_best()
+        return made
+
+    def _keep_best(self) -> None:
+        """Write best/; a run killed while it does so writes it anew, since its state is older."""
+        path = self.directory / BEST
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        self.write(path)
+
+    def _note(self, step: Step) -> None:
+        self.done = step.number
+        self.tokens += step.scored
+        self.seconds += step.seconds
+        rate = step.scored / step.seconds
+        record = {
+            "step": step.number,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+            "loss": step.loss,
+            "lr": step.lr,
+            "grad_norm": step.grad_norm,
+            "tokens_per_second": round(rate, 1),
+            "peak_memory": self.place.peak_memory(),
+        }
+        if self._peak:
+            record["mfu"] = round(rate * self.flops_per_token / self._peak, 4)
+        self._record(record)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self._log.write(json.dumps(record).encode() + b"\n")
+        self._log.flush()
+        for sink in self.sinks:
+            sink(record)

@@ -1,0 +1,58 @@
+"""follow: a training run, shown as it goes and saved when it is asked to stop."""
+
+from typing import TYPE_CHECKING
+
+from llmctl.console import Console
+from llmctl.errors import Interrupted
+from llmctl.signals import Stop
+
+if TYPE_CHECKING:
+    from llmctl.core.train.run import Run
+
+
+def follow(run: "Run", console: Console) -> dict[str, float]:
+    """Train to the end, with progress on stderr; returns the summary for llmctl.json.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM came; the state is saved, and the same command goes on from it.
+    """
+    from llmctl.core.train.loop import Step
+
+    with Stop() as stop, console.progress(run.steps, "steps", "training") as progress:
+        if run.resume():
+            console.say(f"Going on after step {run.done}.")
+        loss = float("nan")
+        for event in run.go():
+            if isinstance(event, Step):
+                loss = event.loss
+                rate = f"{event.scored / event.seconds:,.0f}"
+                progress.update(event.number, loss=f"{loss:.4f}", tokens_per_second=rate)
+            else:
+                console.say(
+                    f"step {event.step}: held-out loss {event.loss:.4f}, perplexity {event.perplexity:.2f}, "
+                    f"{event.bits_per_byte:.4f} bits per byte"
+                )
+            if stop.asked and run.done < run.steps:
+                run.save()
+                raise Interrupted(f"Interrupted after step {run.done} of {run.steps}; the same command goes on there.")
+    run.finish()
+    return _summary(run, loss)
+
+
+def _summary(run: "Run", loss: float) -> dict[str, float]:
+    summary = {"steps": run.done, "tokens": run.tokens, "train_seconds": round(run.seconds, 3), "loss": loss}
+    if run.seconds:
+        summary["tokens_per_second"] = round(run.tokens / run.seconds, 1)
+    if run.evaluations:
+        first, last, best = run.evaluations[0], run.evaluations[-1], run.best
+        summary |= {
+            "heldout_loss_before": first.loss,
+            "heldout_perplexity_before": first.perplexity,
+            "heldout_bits_per_byte_before": first.bits_per_byte,
+            "heldout_loss": last.loss,
+            "heldout_perplexity": last.perplexity,
+            "heldout_bits_per_byte": last.bits_per_byte,
+            "best_step": best.step,
+            "best_heldout_loss": best.loss,
+        }
+    return summary
