@@ -2,18 +2,21 @@
 
 import json
 import string
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
+import orjson
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from llmctl.core.text import tokenizer as text
 from llmctl.core.text.patterns import PATTERNS
 from llmctl.errors import Exit, UserError
-from llmctl.spec.data import ROLES, Algorithm, Normalize, TokenizerConfig
+from llmctl.spec.data import ROLES, Algorithm, Normalize, TokenizerConfig, Words
 
 SPACE = "\u2581"  # what Unigram writes for a space
 ALPHABET = 1000  # WordPiece: characters beyond the most frequent ones are [UNK]
+SPOOL_BYTES = 64 << 20  # of text that WordPiece keeps in memory; more goes to a temporary file
 ENDLESS = int(1e30)  # model_max_length that means none, as transformers writes it
 
 
@@ -24,7 +27,7 @@ def train_tokenizer(
     specials: tuple[str, ...] = (),
     min_frequency: int = 2,
     normalize: Normalize = "none",
-    words: str = "gpt2",
+    words: Words = "gpt2",
 ) -> "text.Tokenizer":
     """A tokenizer trained on texts; the same texts give the same tokenizer.
 
@@ -35,16 +38,16 @@ def train_tokenizer(
     """
     config = TokenizerConfig(algorithm, vocab_size, specials, min_frequency, normalize, words)
     backend = TRAINERS[algorithm](iter(texts), config)
+    backend.add_special_tokens(config.specials)
     if config.size is not None and (size := backend.get_vocab_size()) > config.size:
         raise UserError(
             f"--vocab-size is {config.size}, but the characters and special tokens alone are {size} tokens.",
             f"Use --vocab-size {size} or more, or --algorithm bpe.",
             Exit.USAGE,
         )
-    roles = {f"{role}_token": token for role, token in ROLES[algorithm].items()}
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **roles,
+        **{f"{role}_token": token for role, token in ROLES[algorithm].items()},
         "additional_special_tokens": list(specials),
         "model_max_length": ENDLESS,
         "clean_up_tokenization_spaces": False,
@@ -66,15 +69,13 @@ def _bpe(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     if config.words == "gpt2":
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     else:
-        cut = pre_tokenizers.Split(Regex(PATTERNS[config.words].pattern), "isolated")
         rest = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([cut, rest])
+        backend.pre_tokenizer = pre_tokenizers.Sequence([_cut(config.words), rest])
     backend.normalizer = _normalizer(config.normalize)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=config.size,
+        vocab_size=config.size - len(config.specials),
         min_frequency=config.min_frequency,
-        special_tokens=config.specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # without it, bytes not seen here would vanish
         show_progress=False,
     )
@@ -83,9 +84,12 @@ def _bpe(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
 
 
 def _wordpiece(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
-    """WordPiece as BERT has it: longest match first, ## inside words, [CLS] text [SEP].
+    """WordPiece as BERT has it: longest match first, ## inside words, [CLS] text [SEP]; spaces are not kept.
 
-    Source: Devlin et al., arXiv:1810.04805; words over 100 characters are [UNK], and spaces are not kept.
+    The trainer numbers the ## characters in the order of a randomised hash map, and with them breaks its ties:
+    so they are counted first, and passed in a fixed order as special tokens, which they then cease to be.
+
+    Source: Devlin et al., arXiv:1810.04805.
     """
     lower = config.normalize == "lower"
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -93,15 +97,29 @@ def _wordpiece(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     first = None if lower else _normalizer(config.normalize)
     backend.normalizer = bert if first is None else normalizers.Sequence([first, bert])
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(cleanup=False)
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=config.size,
-        min_frequency=config.min_frequency,
-        special_tokens=config.specials,
-        limit_alphabet=ALPHABET,
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
+    backend.decoder = decoders.WordPiece()
+    roles = list(ROLES["wordpiece"].values())
+    with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as spool:
+        counts: Counter[str] = Counter()
+        for one in texts:
+            counts.update(backend.normalizer.normalize_str(one))
+            spool.write(orjson.dumps(one) + b"\n")
+        frequent = sorted(counts, key=lambda char: (-counts[char], char))
+        alphabet = sorted([char for char in frequent if not char.isspace()][:ALPHABET])
+        inside = [char for char in alphabet if len(_words(backend, f"a{char}a")) == 1]
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=max(config.size - len(config.special), 0),
+            min_frequency=config.min_frequency,
+            special_tokens=[*roles, *(f"##{char}" for char in inside)],
+            initial_alphabet=alphabet,
+            limit_alphabet=len(alphabet),
+            show_progress=False,
+        )
+        spool.seek(0)
+        backend.train_from_iterator(map(orjson.loads, spool), trainer)
+    parts = json.loads(backend.to_str())
+    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["content"] in roles]
+    backend = Tokenizer.from_str(json.dumps(parts))
     ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
@@ -110,30 +128,39 @@ def _wordpiece(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
 
 
 def _unigram(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
-    """Unigram language model with byte tokens for characters it has not seen.
+    """Unigram language model with byte tokens for characters it has not seen; a text comes back exactly, but U+2581.
 
-    Source: Kudo, arXiv:1804.10959. The trainer forgets byte_fallback, makes the byte tokens special (so that
-    decoding drops them) and scores them so well that a typed "<0x41>" would be one: all three are mended here.
+    What the trainer leaves wrong is mended: it forgets byte_fallback; it makes the byte tokens special, so that
+    decoding drops them; it scores them so well that a typed "<0x41>" would be one. It adds up in a random order,
+    so scores are rounded, ties fall by spelling, and the last tenth of the pieces is cut here.
+
+    Source: Kudo, arXiv:1804.10959.
     """
-    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    backend = Tokenizer(models.Unigram(byte_fallback=True))
+    first = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    room = config.size - len(config.specials) + 1
+    backend = Tokenizer(models.Unigram())
     backend.normalizer = _normalizer(config.normalize)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "never")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [_cut(config.words), pre_tokenizers.Metaspace(SPACE, "never", split=False)]
+    )
     backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     trainer = trainers.UnigramTrainer(
-        vocab_size=config.size,
-        special_tokens=config.specials + bytes_,
+        vocab_size=room + room // 10,
+        special_tokens=first,
         unk_token="<unk>",
-        initial_alphabet=list(string.printable),
+        initial_alphabet=list(string.printable.replace(" ", SPACE)),
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
     parts = json.loads(backend.to_str())
+    scores = {piece: round(score, 3) for piece, score in parts["model"]["vocab"] if piece not in first}
+    ranked = sorted(scores, key=lambda piece: (len(piece) > 1, -scores[piece], piece))
+    characters = sum(len(piece) == 1 for piece in ranked)  # these stay, whatever their score
+    kept = sorted(ranked[: max(room - len(first), characters)], key=lambda piece: (-scores[piece], piece))
+    never = 100 * min(scores.values()) - 1000
+    parts["model"]["vocab"] = [[piece, scores.get(piece, never)] for piece in [*first, *kept]]
     parts["model"]["byte_fallback"] = True
-    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["content"] not in bytes_]
-    worst = min(score for _, score in parts["model"]["vocab"])
-    unlikely = dict.fromkeys(bytes_, 100 * worst - 1000)
-    parts["model"]["vocab"] = [[token, unlikely.get(token, score)] for token, score in parts["model"]["vocab"]]
+    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["content"] == "<unk>"]
     return Tokenizer.from_str(json.dumps(parts))
 
 
@@ -143,9 +170,9 @@ def _word(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     backend.normalizer = _normalizer(config.normalize)
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.WordLevelTrainer(
-        vocab_size=config.size,
+        vocab_size=config.size - len(config.specials) + 1,
         min_frequency=config.min_frequency,
-        special_tokens=config.specials,
+        special_tokens=["<unk>"],
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
@@ -161,11 +188,10 @@ def _char(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     kept = [char for char, count in counts.items() if count >= config.min_frequency]
     kept.sort(key=lambda char: (-counts[char], char))
     room = None if config.size is None else config.size - len(config.specials)
-    vocab = {token: i for i, token in enumerate([*config.specials, *sorted(kept[:room])])}
+    vocab = {token: i for i, token in enumerate(["<unk>", *sorted(kept[:room])])}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
     backend.normalizer = normalizer
     backend.decoder = decoders.Fuse()
-    backend.add_special_tokens(config.specials)
     return backend
 
 
@@ -176,7 +202,6 @@ def _byte(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     backend.normalizer = _normalizer(config.normalize)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(config.specials)
     return backend
 
 
@@ -189,6 +214,15 @@ def byte_characters() -> list[str]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     shifted = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(shifted)) for byte in range(256)]
+
+
+def _cut(words: Words) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Split(Regex(PATTERNS[words].pattern), "isolated")
+
+
+def _words(backend: Tokenizer, one: str) -> list[str]:
+    normal = backend.normalizer.normalize_str(one)
+    return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)]
 
 
 def _normalizer(name: Normalize) -> normalizers.Normalizer | None:
