@@ -1,4 +1,4 @@
-"""Attention with its weights kept for the backward pass: faster than the fused kernel where rows are short, on a CPU."""
+"""Attention that keeps its weights for the backward pass: faster than the fused kernel on a CPU, for short rows."""
 
 import torch
 import torch.nn.functional as F
