@@ -14,7 +14,7 @@ class Mask(NamedTuple):
 
     Attributes:
         causal: queries and keys are the same T tokens and each sees itself and all before it; `seen` is None.
-        seen: what else restricts the view, broadcastable to (B, H, T, S): bool, True where a key is seen, or
+        seen: what else restricts the view, (B or 1, H or 1, T, S): bool, True where a key is seen, or
             float in the dtype of the queries, added to the scaled scores (ALiBi; -inf where not seen). None:
             every key is seen, or `causal` says all. Every query sees one key at least, so no row is empty.
     """
@@ -68,12 +68,13 @@ def causal_mask(
     seen = distance >= 0
     if window is not None:
         seen = seen & (distance < window)
+    seen = seen[None, None]  # (1, 1, T, S)
     if segments is not None:
         same = segments[:, keys - queries :, None] == segments[:, None, :]  # (B, T, S)
-        seen = (seen & same)[:, None]  # (B, 1, T, S)
+        seen = seen & same[:, None]  # (B, 1, T, S)
     if slopes is not None:
         bias = -slopes[:, None, None] * distance  # (H, T, S)
-        seen = bias.masked_fill(~seen, float("-inf")).to(dtype)
+        seen = torch.where(seen, bias, float("-inf")).to(dtype)  # (B or 1, H, T, S)
     return Mask(seen=seen)
 
 

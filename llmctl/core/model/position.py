@@ -93,7 +93,7 @@ def _dynamic(config: ModelConfig, scaling: RopeScaling, plain: Tensor) -> tuple[
 
 def _llama3(config: ModelConfig, scaling: RopeScaling, plain: Tensor) -> tuple[Tensor, float]:
     """Slow channels pressed together, fast ones left, a ramp between. Source: Llama 3.1's released code."""
-    turns = (scaling.original_context or config.context) * plain / (2 * math.pi)  # in the context that was trained
+    turns = (scaling.original_context or config.context) / (2 * math.pi / plain)  # in the context that was trained
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return (1 - kept) * plain / scaling.factor + kept * plain, 1.0
