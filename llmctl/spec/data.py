@@ -95,8 +95,7 @@ class Reading:
     field: Annotated[str, "Field or column that holds the text, in JSON lines, CSV and parquet."] = "text"
     format: Annotated[Format, "Format of the files; auto looks at name and content."] = "auto"
     documents: Annotated[
-        Documents,
-        "Plain text: each file or line a document; auto cuts files over 64 KiB at blank lines, about 8 KiB each.",
+        Documents, "Plain text: a document each file or line; auto: long files cut at blank lines, 8 KiB or so each."
     ] = "auto"
     errors: Annotated[Errors, "Bytes that are not UTF-8: stop there, or put U+FFFD in their place."] = "strict"
     limit: Annotated[int | None, "Read no more than so many documents."] = None
@@ -106,14 +105,27 @@ class Reading:
             raise UserError(f"--limit is {self.limit}, wanted 1 or more.", code=Exit.USAGE)
 
 
-def held_out(text: bytes, share: float) -> bool:
-    """Whether a document belongs to the held-out split: decided by a hash of its text alone.
+@dataclass(frozen=True)
+class Sharding:
+    """Shards.
 
-    So the same document is never in both splits, whatever the order or number of the files.
-
-    Args:
-        text: UTF-8 bytes of the document.
-        share: part of the documents to hold out, 0 to 1.
+    Raises:
+        UserError: a value out of range.
     """
-    hashed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-    return hashed < share * 2**64
+
+    held_out: Annotated[float, "Share of the documents kept for evaluation, chosen by a hash of their text."] = 0.01
+    shard_tokens: Annotated[int, "Begin a new file after so many tokens."] = 100_000_000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise UserError(f"--held-out is {self.held_out}, wanted 0 or more and less than 1.", code=Exit.USAGE)
+        if self.shard_tokens < 1:
+            raise UserError(f"--shard-tokens is {self.shard_tokens}, wanted 1 or more.", code=Exit.USAGE)
+
+    def split(self, text: bytes) -> str:
+        """ "train" or "heldout": decided by a hash of the document's UTF-8 bytes alone.
+
+        So the same document is never in both, whatever the order or number of the files.
+        """
+        hashed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+        return "heldout" if hashed < self.held_out * 2**64 else "train"

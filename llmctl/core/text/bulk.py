@@ -20,9 +20,9 @@ BORDER = "\ufdd0"  # between documents for tiktoken: a code point that is no cha
 # Letters and digits of Unicode 5 to 16, spaces and marks: engines of another Unicode version cut some otherwise.
 PROBE = (
     "It's we'LL I'M '\u017f 12345 \u0663\u0664\u0665 x\u00b2  \t\n\r\n  y\u00a0z\u3000\u2028\x85\x1c\u180e_!?...\r\n\n "
-    "na\u00efve \u65e5\u672c\u8a9e \ud55c\uad6d \U0001f469\u200d\U0001f467 e\u0301 a\u0cf1b \u0527c \u08a0d \ua7aee \u08b3f "
-    "\u08e2g \u0860h \u0560i \u0eb8j \u08bek \u0870l \U00011f04m \U0002ebf0n \u1c89o \U0001e950 \U00010d40 \U0001fbf0 "
-    "\U00011f50 \U000323af \U00031350 end  "
+    "na\u00efve \u65e5\u672c\u8a9e \ud55c\uad6d \U0001f469\u200d\U0001f467 e\u0301 a\u0cf1b \u0527c \u08a0d \ua7aee "
+    "\u08b3f \u08e2g \u0860h \u0560i \u0eb8j \u08bek \u0870l \U00011f04m \U0002ebf0n \u1c89o \U0001e950 \U00010d40 "
+    "\U0001fbf0 \U00011f50 \U000323af \U00031350 end  "
 )
 
 

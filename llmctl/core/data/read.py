@@ -1,0 +1,313 @@
+"""Reading of texts, one document at a time: plain text, JSON lines, CSV, parquet; from files, stdin or a hub."""
+
+import csv
+import io
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from llmctl.core.data.streams import opened
+from llmctl.errors import Exit, UserError
+from llmctl.spec.data import Reading
+
+WHOLE = 1 << 16  # characters: a plain text up to this size is one document
+PIECE = 1 << 13  # characters: a longer one is cut at the first blank line after so many
+
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".rst": "text",
+}
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+
+
+class Document(NamedTuple):
+    """One text as it was read.
+
+    Attributes:
+        text: never empty, nor white space alone, unless there is an error.
+        source: file and, where it has several documents, line or row: "corpus.jsonl:12".
+        record: the fields of a JSON line or a CSV row, None for other formats.
+        error: why a record has no text; only where `read_texts` is told to go on.
+    """
+
+    text: str
+    source: str
+    record: dict | None = None
+    error: str | None = None
+
+
+class BadRecord(ValueError):
+    """A record without a text; the message says where and why."""
+
+
+def read_texts(paths: Iterable[str], reading: Reading | None = None, go_on: bool = False) -> Iterator[Document]:
+    """The documents of files in order, holding one at a time.
+
+    Args:
+        paths: files, directories (their text files, by name), "-" for stdin, "hf:NAME[:CONFIG[:SPLIT]]" for
+            a data set of the Hugging Face hub or of a local directory.
+        reading: how; the defaults when None.
+        go_on: give a bad JSON line as a Document with an error, rather than stop there.
+
+    Raises:
+        UserError: a file that cannot be read, bytes that are not UTF-8, a record without the field.
+    """
+    reading = reading or Reading()
+    return itertools.islice(_documents(paths, reading, go_on), reading.limit)
+
+
+def files_of(paths: Iterable[str]) -> list[str]:
+    """The same, with directories replaced by the text files in them, sorted by path.
+
+    Raises:
+        UserError: nothing there, or a directory without text files.
+    """
+    found = []
+    for path in paths:
+        if path == "-" or path.startswith("hf:"):
+            found.append(path)
+        elif Path(path).is_dir():
+            inside = sorted(str(p) for p in Path(path).rglob("*") if p.is_file() and _suffix(p.name) in SUFFIXES)
+            if not inside:
+                raise UserError(f"{path} has no text files.", f"Known endings: {' '.join(SUFFIXES)}.")
+            found += inside
+        elif not Path(path).exists():
+            hint = f"A data set of the hub is hf:{path}." if "/" in path and "." not in path else "Check the path."
+            raise UserError(f"{path} does not exist.", hint)
+        else:
+            found.append(path)
+    return found
+
+
+def _documents(paths: Iterable[str], reading: Reading, go_on: bool) -> Iterator[Document]:
+    for path in files_of(paths):
+        documents = _hub(path, reading) if path.startswith("hf:") else _file(path, reading, go_on)
+        for document in documents:
+            if document.error is not None or (document.text and not document.text.isspace()):
+                yield document
+
+
+def _file(path: str, reading: Reading, go_on: bool) -> Iterator[Document]:
+    name = "stdin" if path == "-" else path
+    with opened(path) as stream:
+        kind = _format(path, stream) if reading.format == "auto" else reading.format
+        try:
+            yield from READERS[kind](stream, name, reading, go_on)
+        except BadRecord as error:
+            raise UserError(str(error), _hint(reading)) from error
+
+
+def _format(path: str, stream: io.BufferedReader) -> str:
+    """The format of a file by its name, else by its first bytes."""
+    head = stream.peek(WHOLE)
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if path != "-" and (known := SUFFIXES.get(_suffix(path))):
+        return known
+    first, newline, _ = head.lstrip().partition(b"\n")
+    if not first.startswith(b"{"):
+        return "text"
+    try:
+        return "jsonl" if not newline or isinstance(orjson.loads(first), dict) else "text"
+    except orjson.JSONDecodeError:
+        return "text"
+
+
+def _suffix(path: str) -> str:
+    """The ending of a name that says its format: that before .gz."""
+    name = Path(path.lower())
+    return Path(name.stem).suffix if name.suffix in COMPRESSED else name.suffix
+
+
+def _text(stream: io.BufferedReader, name: str, reading: Reading, go_on: bool) -> Iterator[Document]:
+    """Plain text. All documents together are the file, but in line mode, which leaves out the line ends."""
+    lines = _lines(stream, name, reading)
+    if reading.documents == "line":
+        yield from (Document(line.rstrip("\r\n"), f"{name}:{number}") for number, line in enumerate(lines, 1))
+    elif reading.documents == "file":
+        yield Document("".join(lines), name)
+    else:
+        yield from _pieces(lines, name)
+
+
+def _pieces(lines: Iterator[str], name: str) -> Iterator[Document]:
+    """A short text whole, a long one cut after blank lines, or after any line where blank ones are rare."""
+    head: list[str] = []
+    size = 0
+    for line in lines:
+        head.append(line)
+        size += len(line)
+        if size > WHOLE:
+            break
+    else:
+        yield Document("".join(head), name)
+        return
+    piece: list[str] = []
+    size, number, first = 0, 1, 1
+    for line in itertools.chain(head, lines):
+        piece.append(line)
+        size += len(line)
+        number += line.endswith("\n")
+        if size > WHOLE or (size > PIECE and line.isspace()):
+            yield Document("".join(piece), f"{name}:{first}")
+            piece, size, first = [], 0, number
+    yield Document("".join(piece), f"{name}:{first}")
+
+
+def _lines(stream: io.BufferedReader, name: str, reading: Reading) -> Iterator[str]:
+    """Lines with their ends, as the file has them; a longer line than WHOLE comes in parts."""
+    text = io.TextIOWrapper(stream, "utf-8-sig", reading.errors, newline="\n")
+    number = 0
+    try:
+        while line := text.readline(WHOLE):
+            number += line.endswith("\n")
+            yield line
+    except UnicodeDecodeError as error:
+        raise _not_utf8(name, number + 1 + error.object.count(b"\n", 0, error.start), error) from error
+    finally:
+        text.detach()
+
+
+def _not_utf8(name: str, line: int, error: UnicodeDecodeError) -> UserError:
+    """Lines before the error in its block of bytes were not given out yet, so `line` counts them too."""
+    byte = error.object[error.start]
+    return UserError(
+        f"{name} line {line}: byte 0x{byte:02x} is not UTF-8.",
+        "Convert the file with iconv, or pass --errors replace to put U+FFFD there.",
+    )
+
+
+def _jsonl(stream: io.BufferedReader, name: str, reading: Reading, go_on: bool) -> Iterator[Document]:
+    """JSON lines, or one JSON array of records."""
+    if stream.peek(64).lstrip().startswith(b"["):
+        try:
+            lines = [orjson.dumps(record) for record in orjson.loads(stream.read())]
+        except orjson.JSONDecodeError as error:
+            raise BadRecord(f"{name} is not JSON: {error}.") from error
+    else:
+        lines = stream
+    field, replace = reading.field, reading.errors == "replace"
+    for number, line in enumerate(lines, 1):
+        if line.isspace():
+            continue
+        try:
+            record = orjson.loads(line.decode("utf-8", "replace") if replace else line)
+            text = record[field]
+            if text.__class__ is not str:
+                raise TypeError
+        except (ValueError, KeyError, TypeError) as error:
+            record, problem = _problem(line, field, error)
+            if not go_on:
+                raise BadRecord(f"{name} line {number} {problem}.") from error
+            yield Document("", f"{name}:{number}", record, f"line {number} {problem}")
+        else:
+            yield Document(text, f"{name}:{number}", record)
+
+
+def _problem(line: bytes, field: str, error: Exception) -> tuple[dict | None, str]:
+    """The record of a bad JSON line, if there is one, and what is wrong with it."""
+    if isinstance(error, ValueError):
+        try:
+            line.decode()
+        except UnicodeDecodeError as bad:
+            return None, f"is not UTF-8: byte 0x{line[bad.start]:02x} at offset {bad.start}"
+        return None, f"is not JSON: {error}"
+    record = orjson.loads(line)
+    if not isinstance(record, dict):
+        return None, "is not a JSON object"
+    if field not in record:
+        return record, f"has no field {field!r}, only {', '.join(map(repr, record)) or 'none'}"
+    return record, f"has a field {field!r} that is not text"
+
+
+def _csv(stream: io.BufferedReader, name: str, reading: Reading, go_on: bool) -> Iterator[Document]:
+    """CSV or TSV with a header."""
+    text = io.TextIOWrapper(stream, "utf-8-sig", reading.errors, newline="")
+    csv.field_size_limit(2**31 - 1)
+    tabs = reading.format == "tsv" or (reading.format == "auto" and _suffix(name) == ".tsv")
+    rows = csv.DictReader(text, delimiter="\t" if tabs else ",")
+    try:
+        if reading.field not in (rows.fieldnames or ()):
+            found = ", ".join(map(repr, rows.fieldnames or ())) or "none"
+            raise BadRecord(f"{name} has no column {reading.field!r}, only {found}.")
+        for row in rows:
+            row.pop(None, None)  # what a row has beyond the header
+            value = row[reading.field]
+            if value is None and not go_on:
+                raise BadRecord(f"{name} line {rows.line_num} ends before column {reading.field!r}.")
+            problem = f"line {rows.line_num} ends before column {reading.field!r}" if value is None else None
+            yield Document(value or "", f"{name}:{rows.line_num}", row, problem)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(name, rows.line_num + 1 + error.object.count(b"\n", 0, error.start), error) from error
+    except csv.Error as error:
+        raise BadRecord(f"{name} line {rows.line_num} is not CSV: {error}.") from error
+    finally:
+        text.detach()
+
+
+def _parquet(stream: io.BufferedReader, name: str, reading: Reading, go_on: bool) -> Iterator[Document]:
+    """A column of strings of a parquet file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    if not stream.seekable():
+        raise UserError(f"{name} is parquet, which cannot be read from a pipe.", "Write it to a file first.")
+    try:
+        file = parquet.ParquetFile(stream)
+        if reading.field not in file.schema_arrow.names:
+            found = ", ".join(map(repr, file.schema_arrow.names))
+            raise BadRecord(f"{name} has no column {reading.field!r}, only {found}.")
+        row = 0
+        for batch in file.iter_batches(1000, columns=[reading.field]):
+            for value in batch.column(0).to_pylist():
+                row += 1
+                problem = None if isinstance(value, str) else f"row {row} has a {reading.field!r} that is not text"
+                if problem and not go_on:
+                    raise BadRecord(f"{name} {problem}.")
+                yield Document("" if problem else value, f"{name}:{row}", None, problem)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{name} is not a sound parquet file: {error}.") from error
+
+
+def _hub(path: str, reading: Reading) -> Iterator[Document]:
+    """The rows of one split of a data set: hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT; the split is train."""
+    import datasets
+
+    name, config, split, *rest = [*path.split(":")[1:], "", "", ""][:4]
+    if not name or any(rest):
+        raise UserError(f"{path} is not hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT.", code=Exit.USAGE)
+    try:
+        rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row.get(reading.field), str):
+                found = ", ".join(map(repr, row))
+                raise UserError(
+                    f"{path} row {number} has no text in {reading.field!r}; fields: {found}.", _hint(reading)
+                )
+            yield Document(row[reading.field], f"{path}:{number}", None)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be loaded: {error}.", "Check the name and the network.") from error
+
+
+def _hint(reading: Reading) -> str:
+    return "Name the field that holds the text: --field NAME." if reading.field == "text" else ""
+
+
+READERS: dict[str, Callable[[io.BufferedReader, str, Reading, bool], Iterator[Document]]] = {
+    "text": _text,
+    "jsonl": _jsonl,
+    "csv": _csv,
+    "tsv": _csv,
+    "parquet": _parquet,
+}
