@@ -57,10 +57,9 @@ class Command(TyperCommand):
 class Program(TyperGroup):
     """The group of all subcommands; each is built when it is named, so that many cost no more than few."""
 
-    functions: dict[str, Callable[..., None]] = {}
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.functions: dict[str, Callable[..., None]] = {}
         for param in self.params:
             param._runtime_param = Coercion()
 

@@ -1,0 +1,237 @@
+"""Console: stderr for people, stdout for data."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
+
+from llmctl.errors import UserError
+from llmctl.flags import Shown, invocation
+from llmctl.spec.files import jsonable
+
+if TYPE_CHECKING:
+    import rich.table
+
+EVERY = 30.0  # seconds between two plain lines of progress
+
+
+class Console:
+    """What a command says, and where. rich is loaded only for a table or a bar on a terminal."""
+
+    def __init__(self, shown: Shown):
+        self.shown = shown
+
+    def say(self, text: str) -> None:
+        """One line on stderr, for people; nothing with --quiet."""
+        if not self.shown.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """ "warning: ..." on stderr; nothing with --quiet."""
+        self.say(f"warning: {text}")
+
+    def out(self, text: str, flush: bool = True) -> None:
+        """Text on stdout as it is: no newline is added.
+
+        Raises:
+            UserError: stdout is closed.
+        """
+        if sys.stdout is None:
+            raise UserError("stdout is closed, but the result goes there.", "Do not close it: leave out >&-")
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:  # half of a surrogate pair, from a JSON input that has "\ud800"
+            sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
+        if flush:
+            sys.stdout.flush()
+
+    def jsonl(self, record: dict[str, Any]) -> None:
+        """One record as one line of JSON on stdout."""
+        self.out(_json(record) + "\n")
+
+    def lines(self, texts: Iterable[str]) -> None:
+        """Each text as a line on stdout."""
+        for text in texts:
+            self.out(f"{text}\n")
+
+    def report(self, data: dict[str, Any], table: "rich.table.Table | str | None" = None) -> None:
+        """The table for a person at a terminal; with --json, without a table, or in a pipe: one JSON object.
+
+        Its key `schema` says of which command it is ("llmctl/memcalc/1"), unless `data` has one.
+        """
+        person = sys.stdout is not None and sys.stdout.isatty()
+        if person and table is not None and not self.shown.json:
+            self._rich(sys.stdout).print(table)
+            return
+        data = {"schema": f"llmctl/{invocation().command}/1", **data}
+        self.out(_json(data, indent=2 if person else None) + "\n")
+
+    def made(self, path: object, metrics: dict[str, Any], seconds: float, up_to_date: bool = False) -> None:
+        """The path of a directory that was made, one line on stdout, so that the next command can take it."""
+        if up_to_date:
+            self.say(f"{path} is up to date.")
+        if self.shown.json:
+            self.report({"path": str(path), "up_to_date": up_to_date, "metrics": metrics, "seconds": seconds})
+        else:
+            self.out(f"{path}\n")
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> "rich.table.Table":
+        """A table for `report`; columns whose cells are all numbers are set to the right."""
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        cells = [[_cell(value) for value in row] for row in rows]
+        made = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for index, column in enumerate(columns):
+            texts = [row[index] for row in cells if row[index]]
+            number = bool(texts) and all(text[0].isdigit() or text[:1] in "+-." for text in texts)
+            made.add_column(Text(column), justify="right" if number else "left", overflow="fold")
+        for row in cells:
+            made.add_row(*(Text(text) for text in row))
+        return made
+
+    @contextmanager
+    def progress(self, total: int | None, unit: str, label: str) -> "Iterator[Bar | Lines | Progress]":
+        """Progress on stderr: a bar on a terminal, else a plain line about every 30 s and one at the end.
+
+        `.update(done, **fields)` says how many units are done, and numbers worth showing (loss=3.21).
+        """
+        if self.shown.quiet:
+            yield Progress()
+        elif self._terminal(sys.stderr):
+            with self._bar(total, unit, label) as bar:
+                yield bar
+        else:
+            lines = Lines(total, unit, label, self.say)
+            try:
+                yield lines
+            finally:
+                lines.end()
+
+    @contextmanager
+    def _bar(self, total: int | None, unit: str, label: str) -> "Iterator[Bar]":
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        count = "{task.completed:,}" + ("/{task.total:,}" if total is not None else "") + f" {unit}"
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn(count),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            *([TimeRemainingColumn()] if total is not None else []),
+            TextColumn("{task.fields[notes]}"),
+        ]
+        with Progress(*columns, console=self._rich(sys.stderr), refresh_per_second=4) as progress:
+            task = progress.add_task(label, total=total, rate="", notes="")
+            yield Bar(unit, lambda done, **texts: progress.update(task, completed=done, **texts))
+
+    def _terminal(self, stream: IO[str] | None) -> bool:
+        """Whether the stream is a terminal that can move its cursor, and the user lets us."""
+        environment = os.environ
+        if not self.shown.color or environment.get("NO_COLOR") or environment.get("TERM") == "dumb":
+            return False
+        return stream is not None and stream.isatty()
+
+    def _rich(self, stream: IO[str]) -> Any:
+        from rich.console import Console as Rich
+
+        live = self._terminal(stream)
+        # Each said outright: rich would look at GITHUB_ACTIONS, FORCE_COLOR and others of its own.
+        return Rich(file=stream, force_terminal=live, no_color=not live, highlight=False, legacy_windows=False)
+
+
+class Progress:
+    """Progress that nobody sees; the others show what it is told."""
+
+    def update(self, done: int, **fields: object) -> None:
+        """Says how many units are done, and numbers worth showing."""
+
+
+class Bar(Progress):
+    """Progress as a bar."""
+
+    def __init__(self, unit: str, show: Callable[..., None]):
+        self.unit = unit
+        self.show = show
+        self.rate = Rate()
+
+    def update(self, done: int, **fields: object) -> None:
+        self.show(done, rate=f"{_short(self.rate.of(done))} {self.unit}/s", notes=_notes(fields))
+
+
+class Lines(Progress):
+    """Progress as a plain line about every 30 s: people do read the logs of batch jobs."""
+
+    def __init__(self, total: int | None, unit: str, label: str, say: Callable[[str], None]):
+        self.total, self.unit, self.label, self.say = total, unit, label, say
+        self.rate = Rate()
+        self.last = time.monotonic()
+        self.line = ""
+        self.said = ""
+
+    def update(self, done: int, **fields: object) -> None:
+        now = time.monotonic()
+        rate = self.rate.of(done)
+        count = f"{done:,}" if self.total is None else f"{done:,}/{self.total:,}"
+        parts = [f"{self.label}: {count} {self.unit}", f"{_short(rate)} {self.unit}/s"]
+        if self.total is not None and rate > 0 and done < self.total:
+            parts.append(f"{clock((self.total - done) / rate)} left")
+        self.line = ", ".join([*parts, *([_notes(fields)] if fields else [])])
+        if now - self.last >= EVERY:
+            self.last, self.said = now, self.line
+            self.say(self.line)
+
+    def end(self) -> None:
+        """The last line, unless it has just been said."""
+        if self.line != self.said:
+            self.say(self.line)
+
+
+class Rate:
+    """Units per second since the first update; what was done before that (a resumed run) does not count."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.first: int | None = None
+
+    def of(self, done: int) -> float:
+        """The rate, in units a second, when `done` units are done."""
+        if self.first is None:
+            self.first = 0 if done <= 1 else done
+        return (done - self.first) / max(1e-9, time.monotonic() - self.started)
+
+
+def clock(seconds: float) -> str:
+    """A duration as people read it: 0:07, 12:30, 3:02:01."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _notes(fields: dict[str, object]) -> str:
+    return ", ".join(f"{name} {_cell(value)}" for name, value in fields.items())
+
+
+def _cell(value: object) -> str:
+    """A cell or note as text: thousands with commas, four digits of a fraction."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _short(rate: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if rate >= size:
+            return f"{rate / size:.3g}{letter}"
+    return f"{rate:.3g}"
+
+
+def _json(data: dict[str, Any], indent: int | None = None) -> str:
+    return json.dumps(jsonable(data), ensure_ascii=False, allow_nan=False, indent=indent)
