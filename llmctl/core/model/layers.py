@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from llmctl.core.model.attend import Mask, attend, causal_mask
 from llmctl.core.model.cache import KVCache
 from llmctl.core.model.position import Angles, Rotary, alibi_slopes, rotate
+from llmctl.core.model.rms import rms_norm_trained
 from llmctl.spec.model import ModelConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -34,6 +35,20 @@ class Shared(NamedTuple):
     cache: KVCache | None
 
 
+class Linear(nn.Linear):
+    """nn.Linear without first weights: torch's own cost a second, loading half of torch when the device is meta."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: `initialise` or a checkpoint fills the parameters."""
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding without first weights."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: `initialise` or a checkpoint fills the parameters."""
+
+
 class RMSNorm(nn.Module):
     """x over its root mean square, times a weight. Source: Zhang and Sennrich, arXiv:1910.07467."""
 
@@ -44,6 +59,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to the same."""
+        if x.requires_grad and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
+            return rms_norm_trained(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -76,10 +93,10 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         inner, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim
         made = {"device": device, "dtype": dtype}
-        self.q = nn.Linear(config.width, inner, bias=config.qkv_bias, **made)
-        self.k = nn.Linear(config.width, shared, bias=config.qkv_bias, **made)
-        self.v = nn.Linear(config.width, shared, bias=config.qkv_bias, **made)
-        self.out = nn.Linear(inner, config.width, bias=config.out_bias, **made)
+        self.q = Linear(config.width, inner, bias=config.qkv_bias, **made)
+        self.k = Linear(config.width, shared, bias=config.qkv_bias, **made)
+        self.v = Linear(config.width, shared, bias=config.qkv_bias, **made)
+        self.out = Linear(inner, config.width, bias=config.out_bias, **made)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps, device, dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps, device, dtype) if config.qk_norm else None
 
@@ -107,9 +124,9 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, device=None, dtype=None):
         super().__init__()
         made = {"bias": config.mlp_bias, "device": device, "dtype": dtype}
-        self.gate = nn.Linear(config.width, config.ff, **made) if config.gated else None
-        self.up = nn.Linear(config.width, config.ff, **made)
-        self.down = nn.Linear(config.ff, config.width, **made)
+        self.gate = Linear(config.width, config.ff, **made) if config.gated else None
+        self.up = Linear(config.width, config.ff, **made)
+        self.down = Linear(config.ff, config.width, **made)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:

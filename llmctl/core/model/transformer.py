@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmctl.core.model.cache import KVCache
-from llmctl.core.model.layers import NORMS, Stack
+from llmctl.core.model.layers import NORMS, Embedding, Linear, Stack
 from llmctl.core.model.position import sinusoids
 from llmctl.errors import Exit, UserError
 from llmctl.spec.model import ModelConfig
@@ -23,19 +23,13 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
         super().__init__()
         self.config = config
-        self.embed = Embed(config, "meta", dtype)
-        self.decoder = Stack(config, "meta", dtype)
-        self.head = (
-            TiedHead(self.embed.tokens)
-            if config.tie
-            else nn.Linear(config.width, config.vocab, bias=False, device="meta", dtype=dtype)
-        )
-        device = torch.get_default_device() if device is None else torch.device(device)
-        if device.type != "meta":
-            self.to_empty(device=device)
-            with torch.no_grad():
-                for parameter in self.parameters():
-                    parameter.zero_()
+        self.embed = Embed(config, device, dtype)
+        self.decoder = Stack(config, device, dtype)
+        made = {"bias": False, "device": device, "dtype": dtype}
+        self.head = TiedHead(self.embed.tokens) if config.tie else Linear(config.width, config.vocab, **made)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.zero_()
 
     def forward(
         self,
@@ -82,9 +76,9 @@ class Embed(nn.Module):
 
     def __init__(self, config: ModelConfig, device=None, dtype=None):
         super().__init__()
-        self.tokens = nn.Embedding(config.vocab, config.width, device=device, dtype=dtype)
+        self.tokens = Embedding(config.vocab, config.width, device=device, dtype=dtype)
         learned = config.position == "learned"
-        self.positions = nn.Embedding(config.context, config.width, device=device, dtype=dtype) if learned else None
+        self.positions = Embedding(config.context, config.width, device=device, dtype=dtype) if learned else None
         self.norm = NORMS[config.norm](config.width, config.norm_eps, device, dtype) if config.embed_norm else None
         self.sinusoidal = config.position == "sinusoidal"
         self.dropout = config.dropout
