@@ -14,11 +14,18 @@ import typer
 from typer.main import get_command
 
 from llmctl import __version__
+from llmctl.commands.generate import generate
+from llmctl.commands.memcalc import memcalc
+from llmctl.commands.pretrain import pretrain
 from llmctl.errors import Exit, Interrupted, UserError
 from llmctl.program import Program, refusal, summary
 
 # In the order of a model's life: the order of --help, of the README's table and of the completions.
-COMMANDS: dict[str, Callable[..., None]] = {}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "pretrain": pretrain,
+    "generate": generate,
+    "memcalc": memcalc,
+}
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "not enough memory", "Cannot allocate memory", "bad_alloc")

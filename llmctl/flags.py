@@ -64,7 +64,8 @@ class Invocation:
     Attributes:
         command: name as typed: "train-tokenizer".
         argv: the words after `llmctl`.
-        options: every argument and option by name, resolved (flag, environment, TOML, default), JSON-able.
+        options: every argument and option, by the name of its flag, as resolved from flag, environment, TOML and
+            default; JSON-able.
     """
 
     command: str
@@ -133,8 +134,9 @@ def expand(function: Callable[..., None]) -> Callable[..., None]:
             flat += [(field.name, field.type, _default(field), heading) for field in fields]
         else:
             flat.append((parameter.name, kind, parameter.default, None))
-    names = [name for name, kind, _, _ in flat if kind is not typer.Context]
-    if twice := {name for name in names if names.count(name) > 1}:
+    parameters = [_parameter(*row) for row in flat]
+    keys = [(one.name, _key(one)) for one in parameters if one.annotation is not typer.Context]
+    if twice := {key for _, key in keys if [other for _, other in keys].count(key) > 1}:
         raise TypeError(f"{function.__name__}: two parameters are called {', '.join(sorted(twice))}")
     tuples = {name for name, kind, _, _ in flat if get_origin(_bare(kind)) is tuple}
 
@@ -147,15 +149,16 @@ def expand(function: Callable[..., None]) -> Callable[..., None]:
         _running = Invocation(
             command=function.__name__.replace("_", "-"),
             argv=sys.argv[1:],
-            options={name.rstrip("_"): _plain(values[name]) for name in names if name in values},
+            options={key: _plain(values[name]) for name, key in keys if name in values},
         )
         for name, (kind, members) in groups.items():
             if name not in values:
                 values[name] = _build(kind, {member: values.pop(member) for member in members if member in values})
         function(**values)
 
-    config = typer.Option("--config", help="TOML file of options, one table a command.", rich_help_panel=GENERAL)
-    parameters = [_parameter(*row) for row in flat]
+    config = typer.Option(
+        "--config", metavar="FILE", help="TOML file of options, one table a command.", rich_help_panel=GENERAL
+    )
     parameters.append(_keyword("config_file", Annotated[Path | None, config], None))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {}
@@ -191,6 +194,13 @@ def _parameter(name: str, annotation: Any, default: Any, heading: str | None) ->
         kind = list[item]
         default = list(default) if isinstance(default, tuple) else default
     return _keyword(name, Annotated[kind, info], default)
+
+
+def _key(parameter: inspect.Parameter) -> str:
+    """Its name for people, in `llmctl.json` as in TOML: that of the flag, not of the Python parameter."""
+    info = parameter.annotation.__metadata__[0]
+    flag = info.param_decls[0] if isinstance(info, OptionInfo) else f"--{parameter.name.rstrip('_')}"
+    return flag.partition("/")[0].removeprefix("--").replace("-", "_")
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -16,6 +16,7 @@ from llmctl.flags import GENERAL
 from llmctl.values import Coercion, from_environment, from_toml, meant, prefix_of, spelled
 
 COLUMN = 30  # where the help texts of options begin
+UNBROKEN = "\N{NO-BREAK SPACE}"
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
@@ -142,7 +143,7 @@ def page(path: str, usage: list[str], text: str, sections: dict[str, list[tuple[
                 lines.append(f"  {left}")
                 first = " " * column
             lines += [(first + wrapped[0]).rstrip(), *(" " * column + line for line in wrapped[1:])]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).replace(UNBROKEN, " ") + "\n"
 
 
 def spelling(param: Any) -> str:
@@ -181,4 +182,4 @@ def _explanation(param: Any) -> str:
     else:
         shown = ", ".join(str(item) for item in default) if isinstance(default, list) else str(default)
         note = f"[default: {shown}]"
-    return f"{param.help or ''} {note}".strip()
+    return f"{param.help or ''} {note.replace(' ', UNBROKEN)}".strip()

@@ -25,14 +25,15 @@ def read_json(path: Path, what: str = "JSON file") -> dict[str, Any]:
     Raises:
         UserError: the file is absent, not UTF-8, not JSON, or not an object; names it and `what` it should be.
     """
+    what = what if what.split()[0] in ("a", "an", "the") else f"a {what}"
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; wanted a {what}.") from error
+        raise UserError(f"{path}: {error.strerror}; wanted {what}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a {what}: {error}.", "It may be cut short; make or fetch it again.") from error
+        raise UserError(f"{path} is not {what}: {error}.", "It may be cut short; make or fetch it again.") from error
     if not isinstance(data, dict):
-        raise UserError(f"{path} is not a {what}: it holds a {type(data).__name__}, not an object.")
+        raise UserError(f"{path} is not {what}: it holds a {type(data).__name__}, not an object.")
     return data
 
 
