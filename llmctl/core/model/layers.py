@@ -192,6 +192,9 @@ class Stack(nn.Module):
             keys += cache.length
         if self.slopes is not None and self.slopes.device != x.device:
             self.slopes = self.slopes.to(x.device)
-        angles = None if self.rotary is None else self.rotary(positions, x.dtype)
-        masks = {w: causal_mask(tokens, keys, w, segments, self.slopes, x.device, x.dtype) for w in self.windows}
+        kind = x.device.type
+        cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if cast else x.dtype  # of q, k and v
+        angles = None if self.rotary is None else self.rotary(positions, dtype)
+        masks = {w: causal_mask(tokens, keys, w, segments, self.slopes, x.device, dtype) for w in self.windows}
         return Shared(angles, masks, cache)
