@@ -14,14 +14,22 @@ import typer
 from typer.main import get_command
 
 from llmctl import __version__
+from llmctl.commands.corpus import corpus
+from llmctl.commands.detokenize import detokenize
 from llmctl.commands.generate import generate
 from llmctl.commands.memcalc import memcalc
 from llmctl.commands.pretrain import pretrain
+from llmctl.commands.tokenize import tokenize
+from llmctl.commands.train_tokenizer import train_tokenizer
 from llmctl.errors import Exit, Interrupted, UserError
 from llmctl.program import Program, refusal, summary
 
 # In the order of a model's life: the order of --help, of the README's table and of the completions.
 COMMANDS: dict[str, Callable[..., None]] = {
+    "corpus": corpus,
+    "train-tokenizer": train_tokenizer,
+    "tokenize": tokenize,
+    "detokenize": detokenize,
     "pretrain": pretrain,
     "generate": generate,
     "memcalc": memcalc,

@@ -12,6 +12,8 @@ Words = Literal["gpt2", "llama3"]
 Format = Literal["auto", "text", "jsonl", "csv", "tsv", "parquet"]
 Documents = Literal["auto", "file", "line"]
 Errors = Literal["strict", "replace"]
+Corpus = Literal["docs", "source", "summaries"]
+Half = Literal["train", "test"]
 
 # Tokens when --vocab-size is not given; None: as many as the text needs.
 VOCAB_SIZES: dict[Algorithm, int | None] = {

@@ -13,12 +13,10 @@ import sysconfig
 import warnings
 import zipimport
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from llmctl.errors import UserError
-
-Kind = Literal["docs", "source", "summaries"]
-Split = Literal["train", "test"]
+from llmctl.spec.data import Corpus, Half
 
 TEST_SHARE = 0.1
 LONG = 120  # characters that the body of a docstring has, to be worth summarising
@@ -52,7 +50,7 @@ class Doc(NamedTuple):
     parts: tuple["Doc", ...] = ()
 
 
-def documents(kind: Kind, split: Split | None = None) -> Iterator[dict[str, str]]:
+def documents(kind: Corpus, split: Half | None = None) -> Iterator[dict[str, str]]:
     """The records of a corpus, the same for the same Python, each text once.
 
     Args:
@@ -78,7 +76,7 @@ def documents(kind: Kind, split: Split | None = None) -> Iterator[dict[str, str]
         )
 
 
-def _split(source: str) -> Split:
+def _split(source: str) -> Half:
     bare = source.rpartition(".")[2]
     hashed = int.from_bytes(hashlib.blake2b(bare.encode(), digest_size=8).digest(), "big")
     return "test" if hashed < TEST_SHARE * 2**64 else "train"

@@ -5,6 +5,7 @@ import string
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 import orjson
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -29,15 +30,21 @@ def train_tokenizer(
     normalize: Normalize = "none",
     words: Words = "gpt2",
 ) -> "text.Tokenizer":
-    """A tokenizer trained on texts; the same texts give the same tokenizer.
+    """`train` with its options one by one; `specials` are those of --special."""
+    return train(texts, TokenizerConfig(algorithm, vocab_size, specials, min_frequency, normalize, words))
 
-    Args: those of spec.data.TokenizerConfig; specials come after the algorithm's own.
+
+def train(texts: Iterable[str], config: TokenizerConfig) -> "text.Tokenizer":
+    """A tokenizer trained on texts, each read once; the same texts give the same tokenizer.
 
     Raises:
-        UserError: a value out of range, or more distinct characters than the vocabulary has room for.
+        UserError: no text, or more distinct characters than the vocabulary has room for.
     """
-    config = TokenizerConfig(algorithm, vocab_size, specials, min_frequency, normalize, words)
-    backend = TRAINERS[algorithm](iter(texts), config)
+    texts = iter(texts)
+    first = next(texts, None) if config.algorithm != "byte" else ""
+    if first is None:
+        raise UserError("There is no text to train on.", "The files are empty, or hold white space alone.")
+    backend = TRAINERS[config.algorithm](chain([first], texts), config)
     backend.add_special_tokens(config.specials)
     if config.size is not None and (size := backend.get_vocab_size()) > config.size:
         raise UserError(
@@ -47,12 +54,12 @@ def train_tokenizer(
         )
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{role}_token": token for role, token in ROLES[algorithm].items()},
-        "additional_special_tokens": list(specials),
+        **{f"{role}_token": token for role, token in ROLES[config.algorithm].items()},
+        "additional_special_tokens": list(config.special),
         "model_max_length": ENDLESS,
         "clean_up_tokenization_spaces": False,
     }
-    if algorithm != "wordpiece":
+    if config.algorithm != "wordpiece":
         about["model_input_names"] = ["input_ids", "attention_mask"]
     return text.Tokenizer(backend, about)
 
