@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 
 from llmctl.errors import Exit, UserError
-from llmctl.spec.families import FAMILIES, family_for
+from llmctl.spec.families import family_for
 from llmctl.spec.families.family import Family
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
@@ -32,7 +32,7 @@ def rules(config: ModelConfig) -> list[Name]:
     """The rename rules of every tensor that a model stores, layer numbers filled in, in the order of a file."""
     found: list[Name] = []
     layered: list[Name] = []
-    for rule in [*family_of_config(config).names(config), None]:
+    for rule in [*family_for(config).names(config), None]:
         if rule is not None and "{i}" in rule.theirs:
             layered.append(rule)
             continue
@@ -40,14 +40,6 @@ def rules(config: ModelConfig) -> list[Name]:
         layered = []
         found += [] if rule is None else [rule]
     return found
-
-
-def family_of_config(config: ModelConfig) -> Family:
-    """The family whose model_type the config carries."""
-    for family in FAMILIES.values():
-        if config.model_type in family.model_types:
-            return family
-    return family_for(config)
 
 
 def their_shape(rule: Name, ours: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -68,7 +60,7 @@ def account(tensors: dict[str, TensorInfo], config: ModelConfig, where: str) -> 
     Raises:
         UserError: tensors that are missing, unexpected, misshapen, or of a dtype that is not a float's.
     """
-    family, ours = family_of_config(config), shapes(config)
+    family, ours = family_for(config), shapes(config)
     wanted = rules(config)
     ignored = re.compile("|".join(family.ignored) or r"(?!)")
     left = {name: info for name, info in tensors.items() if not ignored.fullmatch(name.removeprefix(family.prefix))}

@@ -2,6 +2,7 @@
 
 import mmap
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,7 +61,7 @@ class Checkpoint:
 
         Args:
             device: where the parameters go.
-            dtype: to cast to; None: as stored.
+            dtype: to cast to; None: as stored, or where the files hold several, the one that holds most bytes.
             writable: parameters are contiguous private copies instead, for training and whatever else rewrites
                 them all; the files may then change or go.
 
@@ -71,7 +72,7 @@ class Checkpoint:
         found = account(read_tensors(self.path), self.config, str(self.path))
         files = {info.file for info in found.stored.values()} | ({found.copy.file} if found.copy else set())
         maps = {file: _mapped(self.path / file) for file in files}
-        device = torch.device(device)
+        device, dtype = torch.device(device), dtype or _main_dtype(found.stored.values())
         model = Transformer(self.config, device="meta")
         state: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -178,8 +179,11 @@ def _item(rule: Name, state: dict[str, Tensor], config: ModelConfig, dtype: torc
 
 def _mapped(path: Path) -> mmap.mmap:
     """A file as private memory: reading it reads the file, writing it copies the page."""
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    try:
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise UserError(f"{path} cannot be mapped into memory: {error.strerror}.", code=Exit.SPACE) from error
 
 
 def _tensor(maps: dict[str, mmap.mmap], info: TensorInfo) -> Tensor:
@@ -194,7 +198,14 @@ def _tensor(maps: dict[str, mmap.mmap], info: TensorInfo) -> Tensor:
     return torch.frombuffer(maps[info.file], dtype=dtype, count=count, offset=info.start).view(info.shape)
 
 
-def _placed(part: Tensor, device: torch.device, dtype: torch.dtype | None, writable: bool) -> Tensor:
+def _main_dtype(infos: Iterable[TensorInfo]) -> torch.dtype:
+    sizes: dict[str, int] = {}
+    for info in infos:
+        sizes[info.dtype] = sizes.get(info.dtype, 0) + info.bytes
+    return DTYPES[max(sizes, key=lambda name: sizes[name])]
+
+
+def _placed(part: Tensor, device: torch.device, dtype: torch.dtype, writable: bool) -> Tensor:
     placed = part.to(device=device, dtype=dtype)
     if placed is not part:  # copied already; then at least without gaps
         return placed.contiguous()

@@ -30,10 +30,8 @@ class Fields:
     def count(self, *keys: str, default: "int | Required | None" = _REQUIRED) -> int:
         """A whole number from 1 up, under the first of `keys` that is there; null counts as absent."""
         value = self._first(keys, default, 1)
-        if type(value) is float and value.is_integer():
-            value = int(value)
         if value is not None and (type(value) is not int or not 1 <= value <= 1 << 31):
-            self.wrong.append(f"{keys[0]} is {value!r}, wanted a whole number from 1 to 2^31")
+            self.wrong.append(f"{keys[0]} is {_short(value)}, wanted a whole number from 1 to 2^31")
             return 1
         return value  # type: ignore[return-value]
 
@@ -43,7 +41,7 @@ class Fields:
         if value is None:
             return None  # type: ignore[return-value]
         if type(value) not in (int, float) or not math.isfinite(value) or value < least:  # type: ignore[operator]
-            self.wrong.append(f"{keys[0]} is {value!r}, wanted a number from {least:g} up")
+            self.wrong.append(f"{keys[0]} is {_short(value)}, wanted a number from {least:g} up")
             return 1.0
         return float(value)  # type: ignore[arg-type]
 
@@ -51,7 +49,7 @@ class Fields:
         """true or false."""
         value = self._first((key,), default, default)
         if type(value) is not bool:
-            self.wrong.append(f"{key} is {value!r}, wanted true or false")
+            self.wrong.append(f"{key} is {_short(value)}, wanted true or false")
             return default
         return value
 
@@ -59,7 +57,7 @@ class Fields:
         """A word that `known` translates to ours."""
         value = self._first((key,), default, default)
         if not isinstance(value, str) or value not in known:
-            self.refused.append(f"{key} {value!r} (known: {', '.join(known)})")
+            self.refused.append(f"{key} {_short(value)} (known: {', '.join(known)})")
             return known[default]
         return known[value]
 
@@ -75,7 +73,7 @@ class Fields:
         value = self.json[key]
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if not all(type(token) is int and -(1 << 31) <= token < 1 << 31 for token in ids):
-            self.wrong.append(f"{key} is {value!r}, wanted a token id, a list of them, or null")
+            self.wrong.append(f"{key} is {_short(value)}, wanted a token id, a list of them, or null")
             return ()
         return tuple(token for token in ids if token >= 0)  # -1 is an old spelling of none
 

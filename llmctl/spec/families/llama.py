@@ -38,7 +38,7 @@ def to_config(json: dict) -> ModelConfig:
     fields, default = Fields(json, kind), _DEFAULTS[kind]
     fields.refuse_foreign()
     width, layers, heads = (fields.count(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
-    if kind == "llama" and not fields.missing and width % heads:
+    if kind == "llama" and not fields.missing and not fields.wrong and width % heads:
         fields.wrong.append(f"hidden_size {width} does not divide by num_attention_heads {heads}")
     context = fields.count("max_position_embeddings", default=default["context"])
     theta, scaling = read_rope(fields, context)

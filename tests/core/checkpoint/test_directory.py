@@ -186,6 +186,14 @@ def test_a_dtype_may_be_asked_for(written):
     assert all(one.is_contiguous() for one in model.parameters())
 
 
+def test_files_of_several_dtypes_become_a_model_of_the_one_that_holds_most(written):
+    directory = written("llama", dtype=torch.bfloat16)
+    rewrite(directory, lambda tensors: tensors.update({n: t.float() for n, t in tensors.items() if "norm" in n}))
+    assert {info.dtype for info in read_tensors(directory).values()} == {"BF16", "F32"}
+    model = Checkpoint.open(directory).model()
+    assert {one.dtype for one in model.parameters()} == {torch.bfloat16}
+
+
 def test_saving_in_another_dtype_says_so_in_the_config(written):
     directory = written("llama", dtype=torch.bfloat16)
     assert {info.dtype for info in read_tensors(directory).values()} == {"BF16"}

@@ -1,14 +1,18 @@
 """Transformer: names, packing, dropout, the tied head, and passes that never wait for the device."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
 from variants import VARIANTS
 
+from llmctl.core.model.cache import KVCache
 from llmctl.core.model.init import initialise
+from llmctl.core.model.layers import ACTIVATIONS, NORMS
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import UserError
+from llmctl.spec.model import Activation, Norm
 from llmctl.spec.sizes import shapes
 
 
@@ -53,6 +57,9 @@ def test_a_pass_reads_no_value_back_from_the_device(name):
     tokens = torch.zeros(2, 9, dtype=torch.int64, device="meta")
     assert model.head(model(tokens, segments=tokens)).shape == (2, 9, 61)
     assert model.head(model(tokens)).shape == (2, 9, 61)
+    cache = KVCache.allocate(VARIANTS[name], 2, 16, device="meta")
+    for part in tokens.split([7, 1, 1], dim=1):
+        assert model(part, segments=part, cache=cache).shape[:2] == part.shape
 
 
 def test_no_positions_means_that_order_is_seen_by_the_mask_alone():
@@ -110,3 +117,8 @@ def test_autocast_gives_bf16_logits_near_those_of_fp32():
         found = model.head(model(tokens))
     assert found.dtype == torch.bfloat16
     assert (found.float() - expected).norm() < 0.03 * expected.norm()  # seen: 0.01
+
+
+def test_every_choice_of_the_config_has_its_implementation():
+    assert tuple(ACTIVATIONS) == get_args(Activation)
+    assert tuple(NORMS) == get_args(Norm)
