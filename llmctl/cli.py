@@ -14,6 +14,7 @@ import typer
 from typer.main import get_command
 
 from llmctl import __version__
+from llmctl.commands.completion import completion
 from llmctl.commands.corpus import corpus
 from llmctl.commands.detokenize import detokenize
 from llmctl.commands.generate import generate
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": pretrain,
     "generate": generate,
     "memcalc": memcalc,
+    "completion": completion,
 }
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

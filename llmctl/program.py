@@ -23,10 +23,9 @@ METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 class Command(TyperCommand):
     """One subcommand."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for param in self.params:
-            param._runtime_param = Coercion()
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        """All parameters, --help among them, read by our coercion."""
+        return _coerced(super().get_params(ctx))
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         """Flags win over LLMCTL_<COMMAND>_<OPTION>, which wins over the [command] table of --config."""
@@ -61,8 +60,10 @@ class Program(TyperGroup):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.functions: dict[str, Callable[..., None]] = {}
-        for param in self.params:
-            param._runtime_param = Coercion()
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        """All parameters, --help among them, read by our coercion."""
+        return _coerced(super().get_params(ctx))
 
     def list_commands(self, ctx: typer.Context) -> list[str]:
         return list(self.functions)
@@ -168,6 +169,12 @@ def metavar(param: Any) -> str:
         return "|".join(str(choice) for choice in choices)
     kind = param.type_descriptor.annotation
     return METAVARS.get(get_args(kind)[0] if param.multiple else kind, "VALUE")
+
+
+def _coerced(params: list[Any]) -> list[Any]:
+    for param in params:
+        param._runtime_param = Coercion()
+    return params
 
 
 def _explanation(param: Any) -> str:

@@ -58,8 +58,8 @@ def spelled(param: Any) -> str:
 
 
 def key(param: Any) -> str:
-    """The name of an option in TOML and, in capitals, in the environment: batch_tokens."""
-    return spelled(param)[2:].replace("-", "_")
+    """The name of an option in TOML and, in capitals, in the environment: batch_tokens; of an argument, its own."""
+    return spelled(param).removeprefix("--").replace("-", "_")
 
 
 def options(command: Any) -> dict[str, Any]:
