@@ -152,6 +152,11 @@ def test_rope_is_read_from_its_old_and_its_new_spelling_and_written_in_both(kind
     assert read(without(written, "rope_parameters")) == read(without(written, "rope_scaling", "rope_theta")) == expected
 
 
+def test_plain_scalings_are_written_for_the_first_readers_with_type_and_factor_alone():
+    config = read(TINYLLAMA).resized(rope_scaling=RopeScaling("linear", 2.0))
+    assert family_for(config).to_json(config)["rope_scaling"] == {"type": "linear", "factor": 2.0}
+
+
 def test_a_context_that_scaling_began_from_defaults_to_the_models_and_the_outer_key_counts_first():
     rope = {"rope_type": "yarn", "factor": 4.0}
     assert read({**LLAMA32, "rope_scaling": rope}).rope_scaling.original_context == 131072

@@ -82,7 +82,8 @@ class Checkpoint:
                 for name, part in zip(rule.ours, parts, strict=True):
                     state[name] = _placed(part, device, dtype, writable)
             if found.copy is not None:
-                self._check_copy(_tensor(maps, found.copy), state["embed.tokens.weight"])
+                embedding = next(info for rule, info in found.stored.items() if rule.ours == ("embed.tokens.weight",))
+                self._check_copy(_tensor(maps, found.copy), _tensor(maps, embedding))
         model.load_state_dict(state, strict=True, assign=True)
         return model.requires_grad_().eval()
 
@@ -109,7 +110,7 @@ class Checkpoint:
         return read_json(path, "generation_config.json")
 
     def _check_copy(self, copy: Tensor, embedding: Tensor) -> None:
-        if not torch.equal(copy.to(embedding.device, embedding.dtype), embedding):
+        if copy.dtype != embedding.dtype or not torch.equal(copy, embedding):
             raise UserError(
                 f"{self.path} stores a head of its own, but its config.json ties the head to the embedding, "
                 "and the two differ.",

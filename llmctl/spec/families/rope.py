@@ -97,7 +97,7 @@ def rope_json(config: ModelConfig) -> dict:
         plain = {"rope_type": "default", "rope_theta": config.rope_theta}
         return {"rope_theta": config.rope_theta, "rope_parameters": plain, "rope_scaling": None}
     default = {field.name: field.default for field in dataclass_fields(RopeScaling)}
-    nested: dict[str, object] = {"rope_type": scaling.kind, "type": scaling.kind}
+    nested: dict[str, object] = {}
     for theirs, ours in _KEYS[scaling.kind].items():
         value = getattr(scaling, ours)
         optional = ours != "factor" and scaling.kind != "llama3"
@@ -105,8 +105,9 @@ def rope_json(config: ModelConfig) -> dict:
             nested[theirs] = value
     if "original_max_position_embeddings" in _KEYS[scaling.kind]:
         nested.setdefault("original_max_position_embeddings", config.context)
+    # The first readers of linear and dynamic scaling accept type and factor and nothing else
     return {
         "rope_theta": config.rope_theta,
-        "rope_parameters": {**nested, "rope_theta": config.rope_theta},
-        "rope_scaling": nested,
+        "rope_parameters": {"rope_type": scaling.kind, "rope_theta": config.rope_theta, **nested},
+        "rope_scaling": {"type": scaling.kind, **({"rope_type": scaling.kind} if len(nested) > 1 else {}), **nested},
     }
