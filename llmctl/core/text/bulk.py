@@ -11,9 +11,8 @@ import orjson
 import tiktoken
 import tokenizers
 
-from llmctl.core.text.patterns import PATTERNS, Words
+from llmctl.core.text.patterns import PATTERNS, Words, byte_characters
 from llmctl.core.text.tokenizer import Tokenizer, token_dtype
-from llmctl.core.text.train import byte_characters
 
 BORDER = "\ufdd0"  # between documents for tiktoken: a code point that is no character; a text with it goes another way
 

@@ -1,4 +1,4 @@
-"""Patterns that cut text into words before BPE: those of known tokenizers, and a faster form of each."""
+"""Byte-level BPE: the patterns that cut text into words, those of known tokenizers, and the spelling of bytes."""
 
 from typing import NamedTuple
 
@@ -36,3 +36,14 @@ PATTERNS = {
         r"""|\s++$|\s*[\r\n]|\s+(?!\S)|\s""",
     ),
 }
+
+
+def byte_characters() -> list[str]:
+    """(256,) the character that a byte-level vocabulary writes for each byte.
+
+    Source: GPT-2's bytes_to_unicode: printable bytes of Latin-1 stand for themselves, the others for the
+    characters from U+0100 on.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    shifted = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(shifted)) for byte in range(256)]

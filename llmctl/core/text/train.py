@@ -11,7 +11,8 @@ import orjson
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from llmctl.core.text import tokenizer as text
-from llmctl.core.text.patterns import PATTERNS
+from llmctl.core.text.patterns import PATTERNS, byte_characters
+from llmctl.core.text.unigram import train_unigram
 from llmctl.errors import Exit, UserError
 from llmctl.spec.data import ROLES, Algorithm, Normalize, TokenizerConfig, Words
 
@@ -137,38 +138,26 @@ def _wordpiece(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
 def _unigram(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     """Unigram language model with byte tokens for characters it has not seen; a text comes back exactly, but U+2581.
 
-    What the trainer leaves wrong is mended: it forgets byte_fallback; it makes the byte tokens special, so that
-    decoding drops them; it scores them so well that a typed "<0x41>" would be one. It adds up in a random order,
-    so scores are rounded, ties fall by spelling, and the last tenth of the pieces is cut here.
+    The trainer is ours: the library's adds up in a random order, so that its pieces differ from run to run. The byte
+    tokens are not special, or decoding would drop them, and are scored so low that a typed "<0x41>" is never one.
 
     Source: Kudo, arXiv:1804.10959.
     """
+    normalizer = _normalizer(config.normalize)
+    cut = pre_tokenizers.Sequence([_cut(config.words), pre_tokenizers.Metaspace(SPACE, "never", split=False)])
+    counts: Counter[str] = Counter()
+    for one in texts:
+        normal = one if normalizer is None else normalizer.normalize_str(one)
+        counts.update(word for word, _ in cut.pre_tokenize_str(normal))
     first = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    room = config.size - len(config.specials) + 1
-    backend = Tokenizer(models.Unigram())
-    backend.normalizer = _normalizer(config.normalize)
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [_cut(config.words), pre_tokenizers.Metaspace(SPACE, "never", split=False)]
-    )
+    room = config.size - len(config.specials) + 1 - len(first)
+    pieces = train_unigram(counts, room, string.printable.replace(" ", SPACE))
+    never = 100 * round(min(score for _, score in pieces)) - 1000.0
+    backend = Tokenizer(models.Unigram([*((token, never) for token in first), *pieces], unk_id=0, byte_fallback=True))
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = cut
     backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    trainer = trainers.UnigramTrainer(
-        vocab_size=room + room // 10,
-        special_tokens=first,
-        unk_token="<unk>",
-        initial_alphabet=list(string.printable.replace(" ", SPACE)),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    parts = json.loads(backend.to_str())
-    scores = {piece: round(score, 3) for piece, score in parts["model"]["vocab"] if piece not in first}
-    ranked = sorted(scores, key=lambda piece: (len(piece) > 1, -scores[piece], piece))
-    characters = sum(len(piece) == 1 for piece in ranked)  # these stay, whatever their score
-    kept = sorted(ranked[: max(room - len(first), characters)], key=lambda piece: (-scores[piece], piece))
-    never = 100 * min(scores.values()) - 1000
-    parts["model"]["vocab"] = [[piece, scores.get(piece, never)] for piece in [*first, *kept]]
-    parts["model"]["byte_fallback"] = True
-    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["content"] == "<unk>"]
-    return Tokenizer.from_str(json.dumps(parts))
+    return backend
 
 
 def _word(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
@@ -210,17 +199,6 @@ def _byte(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     return backend
-
-
-def byte_characters() -> list[str]:
-    """(256,) the character that a byte-level vocabulary writes for each byte.
-
-    Source: GPT-2's bytes_to_unicode: printable bytes of Latin-1 stand for themselves, the others for the
-    characters from U+0100 on.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    shifted = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(shifted)) for byte in range(256)]
 
 
 def _cut(words: Words) -> pre_tokenizers.PreTokenizer:
