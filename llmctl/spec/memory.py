@@ -10,7 +10,7 @@ from llmctl.spec import activations
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.quantized import packing_of
 from llmctl.spec.setting import ELEMENT, Setting
-from llmctl.spec.sizes import layer_shapes, linears, parameters, shapes
+from llmctl.spec.sizes import adapter_parameters, layer_shapes, linears, parameters, shapes
 
 Solvable = Literal["batch", "sequence", "lora-rank"]
 LARGEST = 2**40  # where `solve` stops
@@ -71,13 +71,10 @@ def classic(config: ModelConfig) -> Memory:
 
 
 def trainable_parameters(config: ModelConfig, setting: Setting = Setting()) -> int:
-    """How many numbers the setting trains: all, or its adapters: r (in + out) a matrix. 0 in inference."""
+    """How many numbers the setting trains: all, or its adapters; none in inference."""
     if setting.mode == "inference":
         return 0
-    if not setting.lora_rank:
-        return parameters(config)
-    sides = sum(sum(shape) for name, shape in linears(config).items() if name in setting.lora_targets)
-    return config.layers * setting.lora_rank * sides
+    return adapter_parameters(config, setting) if setting.lora_rank else parameters(config)
 
 
 def kv_cache(
@@ -304,8 +301,8 @@ def _moments(optimizer: str, shape: tuple[int, ...], element: int, hidden: bool)
         hidden: a matrix of a layer, which Muon takes; AdamW takes the rest.
 
     Source: Kingma & Ba, arXiv:1412.6980 (two moments); Dettmers et al., arXiv:2110.02861 (8 bits and an fp32 scale
-    for 256; tensors under 4096 numbers stay fp32); Shazeer & Stern, arXiv:1804.04235 (row and column means, no first moment);
-    torch.optim.Muon (one momentum).
+    for 256; tensors under 4096 numbers stay fp32); Shazeer & Stern, arXiv:1804.04235 (means of rows and columns, no
+    first moment); torch.optim.Muon (one momentum).
     """
     count = prod(shape)
     if optimizer == "sgd":

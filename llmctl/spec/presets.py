@@ -1,13 +1,14 @@
 """PRESETS: the shapes that --preset knows by size, and the config of a fresh model of each family."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from llmctl.errors import Exit, UserError
-from llmctl.spec.model import ModelConfig
+from llmctl.spec.model import ModelConfig, Position
 
 PresetName = Literal["1m", "5m", "15m", "30m", "60m", "124m", "350m", "1b", "3b", "8b"]
 FamilyName = Literal["llama", "gpt2", "bloom", "native"]
+Head = Literal["tied", "own"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ PRESETS: dict[str, Preset] = {
     "8b": Preset(layers=32, width=4096, heads=32, kv_heads=8, ff=14336, context=8192, tie=False, rope_theta=5e5),
 }
 
+VOCABULARIES = {"gpt2": 50257, "bloom": 250880}  # of the published models, where no tokenizer is at hand
 PLAIN = {  # what GPT-2 and BLOOM share and Llama has not
     "norm": "layer",
     "activation": "gelu_tanh",
@@ -56,6 +58,47 @@ FRESH: dict[str, dict[str, object]] = {
     "bloom": {"model_type": "bloom", "position": "alibi", "embed_norm": True, **PLAIN},
     "native": {"model_type": "llmctl", "position": "sinusoidal"},
 }
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Model.
+
+    A preset and what differs from it; None leaves the preset's value.
+    """
+
+    preset: Annotated[PresetName | None, "Size of a fresh model."] = None
+    family: Annotated[FamilyName, "Conventions of a fresh model: norm, MLP, biases, positions."] = "llama"
+    layers: Annotated[int | None, "Layers, in place of the preset's."] = None
+    width: Annotated[int | None, "Channels of the residual stream."] = None
+    heads: Annotated[int | None, "Attention heads."] = None
+    kv_heads: Annotated[int | None, "Heads of keys and values; they divide --heads."] = None
+    head_dim: Annotated[int | None, "Channels of a head; default: width over heads."] = None
+    ff: Annotated[int | None, "Channels inside the MLP."] = None
+    context: Annotated[int | None, "Most tokens of a row."] = None
+    window: Annotated[int | None, "Tokens that one token sees, itself included; default: all before it."] = None
+    position: Annotated[Position | None, "How positions enter, in place of the family's way."] = None
+    head: Annotated[Head | None, "tied: the embedding's matrix again; own: one of its own."] = None
+
+    @property
+    def overrides(self) -> dict[str, object]:
+        """What is set besides preset and family, as fields of ModelConfig."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.head:
+            given["tie"] = self.head == "tied"
+        return {name: value for name, value in given.items() if name not in ("preset", "family", "head")}
+
+    def config(self, vocab: int | None = None) -> ModelConfig:
+        """The config that `shape` makes of it; without a vocabulary, with that of the published models.
+
+        Raises:
+            UserError: no preset, or numbers that do not fit each other.
+        """
+        if self.preset is None:
+            raise UserError("--preset is not given.", f"Add one of {', '.join(PRESETS)}.", Exit.USAGE)
+        if vocab is None:
+            vocab = VOCABULARIES.get(self.family, 32000 if self.preset.endswith("m") else 128256)
+        return shape(self.preset, vocab, self.family, self.overrides)
 
 
 def shape(name: str, vocab: int, family: str = "llama", overrides: dict[str, object] | None = None) -> ModelConfig:

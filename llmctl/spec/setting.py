@@ -20,9 +20,10 @@ TARGETS = ("q", "k", "v", "out", "gate", "up", "down")
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model is trained or run: everything besides its config that memory depends on.
+    """Training or running.
 
-    Bytes are those of one device; `batch` is the rows of one forward pass on it.
+    How a model is trained or run: everything besides its config that memory and operations depend on. `batch` is
+    the rows of one forward pass on one device.
 
     Raises:
         UserError: a value out of range, or two that exclude each other.
@@ -95,6 +96,11 @@ class Setting:
     def autocast(self) -> bool:
         """Weights are fp32 and 16-bit copies of them enter the matrix products."""
         return self.mode == "training" and self.dtype != "fp32" and self.precision == "autocast" and not self.lora_rank
+
+    @property
+    def devices(self) -> int:
+        """Devices that work together."""
+        return self.data_parallel * self.tensor_parallel * self.pipeline_parallel
 
     def check(self, config: ModelConfig) -> None:
         """Raises UserError (code MISMATCH) unless the degrees of parallelism fit the model."""

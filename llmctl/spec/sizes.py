@@ -3,6 +3,7 @@
 from math import prod
 
 from llmctl.spec.model import ModelConfig
+from llmctl.spec.setting import Setting
 
 CHINCHILLA_TOKENS_PER_PARAMETER = 20
 
@@ -87,6 +88,28 @@ def forward_flops(config: ModelConfig, sequence: int, causal: bool = False) -> i
 def flops_per_token(config: ModelConfig, sequence: int, causal: bool = False) -> int:
     """Floating-point operations of training, a token: forward once, backward twice as much (no recompute)."""
     return 3 * forward_flops(config, sequence, causal)
+
+
+def spent_flops(config: ModelConfig, setting: Setting) -> int:
+    """Operations that a setting spends on a token: forward, backward, and what is computed again.
+
+    Frozen matrices need no gradient, only pass one on: 4 operations a parameter in place of 6; adapters have their 6.
+    """
+    sequence = setting.sequence or config.context
+    forward = forward_flops(config, sequence)
+    if setting.mode == "inference":
+        return forward
+    matrices = 2 * matrix_parameters(config)
+    spent = 3 * forward
+    if setting.lora_rank:
+        spent += 6 * adapter_parameters(config, setting) - matrices
+    return spent + (forward - 2 * config.vocab * config.width if setting.recompute else 0)
+
+
+def adapter_parameters(config: ModelConfig, setting: Setting) -> int:
+    """Parameters of the LoRA adapters: r (in + out) a matrix. Source: Hu et al., arXiv:2106.09685, section 4.2."""
+    sides = sum(sum(shape) for name, shape in linears(config).items() if name in setting.lora_targets)
+    return config.layers * setting.lora_rank * sides
 
 
 def six_n(config: ModelConfig) -> int:
