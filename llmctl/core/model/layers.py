@@ -61,7 +61,7 @@ class RMSNorm(nn.Module):
         """(..., width) to the same."""
         if x.requires_grad and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
             return rms_norm_trained(x, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)  # autocast gives q and k in bf16
 
 
 class LayerNorm(nn.Module):
