@@ -116,19 +116,18 @@ class Console:
     def _bar(self, total: int | None, unit: str, label: str) -> "Iterator[Bar]":
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        count = "{task.completed:,}" + ("/{task.total:,}" if total is not None else "") + f" {unit}"
         columns = [
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn(count),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             *([TimeRemainingColumn()] if total is not None else []),
             TextColumn("{task.fields[notes]}"),
         ]
         with Progress(*columns, console=self._rich(sys.stderr), refresh_per_second=4) as progress:
-            task = progress.add_task(label, total=total, rate="", notes="")
-            yield Bar(unit, lambda done, **texts: progress.update(task, completed=done, **texts))
+            task = progress.add_task(label, total=total, count="", rate="", notes="")
+            yield Bar(total, unit, lambda done, **texts: progress.update(task, completed=done, **texts))
 
     def _terminal(self, stream: IO[str] | None) -> bool:
         """Whether the stream is a terminal that can move its cursor, and the user lets us."""
@@ -153,15 +152,24 @@ class Progress:
 
 
 class Bar(Progress):
-    """Progress as a bar."""
+    """Progress as a bar, told four times a second at most."""
 
-    def __init__(self, unit: str, show: Callable[..., None]):
-        self.unit = unit
-        self.show = show
+    def __init__(self, total: int | None, unit: str, show: Callable[..., None]):
+        self.total, self.unit, self.show = total, unit, show
         self.rate = Rate()
+        self.next = 0.0
 
     def update(self, done: int, **fields: object) -> None:
-        self.show(done, rate=f"{_short(self.rate.of(done))} {self.unit}/s", notes=_notes(fields))
+        now = time.monotonic()
+        rate = self.rate.of(done)
+        if now >= self.next or done == self.total:
+            self.next = now + 0.25
+            self.show(
+                done,
+                count=_count(done, self.total, self.unit),
+                rate=f"{_amount(rate, self.unit)}/s",
+                notes=_notes(fields),
+            )
 
 
 class Lines(Progress):
@@ -171,25 +179,25 @@ class Lines(Progress):
         self.total, self.unit, self.label, self.say = total, unit, label, say
         self.rate = Rate()
         self.last = time.monotonic()
-        self.line = ""
-        self.said = ""
+        self.unsaid: tuple[int, dict[str, object]] | None = None
 
     def update(self, done: int, **fields: object) -> None:
-        now = time.monotonic()
-        rate = self.rate.of(done)
-        count = f"{done:,}" if self.total is None else f"{done:,}/{self.total:,}"
-        parts = [f"{self.label}: {count} {self.unit}", f"{_short(rate)} {self.unit}/s"]
-        if self.total is not None and rate > 0 and done < self.total:
-            parts.append(f"{clock((self.total - done) / rate)} left")
-        self.line = ", ".join([*parts, *([_notes(fields)] if fields else [])])
-        if now - self.last >= EVERY:
-            self.last, self.said = now, self.line
-            self.say(self.line)
+        self.rate.of(done)
+        self.unsaid = (done, fields)
+        if time.monotonic() - self.last >= EVERY:
+            self.end()
 
     def end(self) -> None:
-        """The last line, unless it has just been said."""
-        if self.line != self.said:
-            self.say(self.line)
+        """Says where it stands, unless that has just been said."""
+        if self.unsaid is None:
+            return
+        done, fields = self.unsaid
+        rate = self.rate.of(done)
+        parts = [f"{self.label}: {_count(done, self.total, self.unit)}", f"{_amount(rate, self.unit)}/s"]
+        if self.total is not None and rate > 0 and done < self.total:
+            parts.append(f"{clock((self.total - done) / rate)} left")
+        self.say(", ".join([*parts, *([_notes(fields)] if fields else [])]))
+        self.last, self.unsaid = time.monotonic(), None
 
 
 class Rate:
@@ -226,11 +234,18 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _short(rate: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if rate >= size:
-            return f"{rate / size:.3g}{letter}"
-    return f"{rate:.3g}"
+def _count(done: int, total: int | None, unit: str) -> str:
+    """ "40/100 steps", "52.4 MB"."""
+    if unit in ("B", "bytes"):
+        return _amount(done, unit) if total is None else f"{_amount(done, unit)}/{_amount(total, unit)}"
+    return f"{done:,} {unit}" if total is None else f"{done:,}/{total:,} {unit}"
+
+
+def _amount(number: float, unit: str) -> str:
+    """Three digits of it: "52.4 MB", "12.3k tokens", "176 steps"."""
+    size, letter = next(((s, c) for s, c in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if number >= s), (1.0, ""))
+    digits = f"{number / size:.3g}" if number < 999.5 * size else f"{number / size:.0f}"
+    return f"{digits} {letter}B" if unit in ("B", "bytes") else f"{digits}{letter} {unit}"
 
 
 def _json(data: dict[str, Any], indent: int | None = None) -> str:

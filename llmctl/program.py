@@ -16,6 +16,7 @@ from llmctl.flags import GENERAL
 from llmctl.values import Coercion, from_environment, from_toml, meant, prefix_of, spelled
 
 COLUMN = 30  # where the help texts of options begin
+LONGEST = 40  # list of choices that stands in the left column
 UNBROKEN = "\N{NO-BREAK SPACE}"
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
@@ -49,9 +50,9 @@ class Command(TyperCommand):
             rows = general if heading == GENERAL else sections.setdefault(heading, [])
             rows.append((spelling(param), _explanation(param)))
         usage = ["[OPTIONS]", *(spelling(p) for p in self.params if p.param_type_name == "argument" and not p.hidden)]
-        formatter.write(page(ctx.command_path, usage, self.help or "", sections | {GENERAL: general}))
         variable = f"{prefix_of(ctx.info_name or '')}<OPTION>"
-        formatter.write(f"\nOptions can also be set by {variable}, or by [{ctx.info_name}] in a --config file.\n")
+        note = f"Options can also be set by {variable}, or by [{ctx.info_name}] in a --config file."
+        formatter.write(page(ctx.command_path, usage, self.help or "", sections | {GENERAL: general}, note))
 
 
 class Program(TyperGroup):
@@ -93,8 +94,8 @@ class Program(TyperGroup):
         commands = [(name, summary(function)) for name, function in self.functions.items()]
         rows = [(spelling(param), param.help or "") for param in self.get_params(ctx)]
         usage = ["[OPTIONS]", "COMMAND ..."]
-        formatter.write(page(ctx.command_path, usage, self.help or "", {"Commands": commands, "Options": rows}))
-        formatter.write("\nllmctl COMMAND --help says what a command takes.\n")
+        note = "llmctl COMMAND --help says what a command takes."
+        formatter.write(page(ctx.command_path, usage, self.help or "", {"Commands": commands, "Options": rows}, note))
 
 
 def refusal(error: typer.TyperException) -> UserError:
@@ -125,32 +126,37 @@ def summary(function: Callable[..., None]) -> str:
     return (function.__doc__ or "").strip().partition("\n")[0]
 
 
-def page(path: str, usage: list[str], text: str, sections: dict[str, list[tuple[str, str]]]) -> str:
+def page(path: str, usage: list[str], text: str, sections: dict[str, list[tuple[str, str]]], note: str) -> str:
     """A page of help, as wide as the terminal and at most 100 columns."""
     width = max(50, min(100, shutil.get_terminal_size().columns))
-    lines = textwrap.wrap(f"usage: {path} {' '.join(usage)}", width, subsequent_indent="       ")
+    lines = _wrap(f"usage: {path} {' '.join(usage)}", width, subsequent_indent="       ")
     for paragraph in text.strip().split("\n\n"):
         indented = any(line.startswith(" ") for line in paragraph.splitlines())
-        lines += ["", *(paragraph.splitlines() if indented else textwrap.wrap(paragraph, width))]
+        lines += ["", *(paragraph.splitlines() if indented else _wrap(paragraph, width))]
     for heading, rows in sections.items():
         if not rows:
             continue
         lines += ["", f"{heading}:"]
         column = min(COLUMN, max(len(left) for left, _ in rows) + 4)
         for left, right in rows:
-            wrapped = textwrap.wrap(right, width - column) or [""]
+            wrapped = _wrap(right, width - column) or [""]
             first = f"  {left}".ljust(column)
             if len(left) + 4 > column:
                 lines.append(f"  {left}")
                 first = " " * column
             lines += [(first + wrapped[0]).rstrip(), *(" " * column + line for line in wrapped[1:])]
+    lines += ["", *_wrap(note, width)]
     return "\n".join(lines).replace(UNBROKEN, " ") + "\n"
+
+
+def _wrap(text: str, width: int, **options: Any) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False, **options)
 
 
 def spelling(param: Any) -> str:
     """The left column of help: "-o, --out PATH", "--[no-]force", "TEXTS..."."""
     if param.param_type_name == "argument":
-        name = (param.metavar or param.name).upper() + ("..." if param.nargs != 1 else "")
+        name = metavar(param) + ("..." if param.nargs != 1 else "")
         return name if param.required else f"[{name}]"
     short = [word for word in param.opts if not word.startswith("--")]
     long = [word for word in param.opts if word.startswith("--")]
@@ -161,14 +167,16 @@ def spelling(param: Any) -> str:
 
 
 def metavar(param: Any) -> str:
-    """What stands for an option's value: its choices, or N, X, TEXT, PATH."""
+    """What stands for a value: its choices, or N, X, TEXT, PATH; of an argument, its name."""
     if param.metavar:
         return param.metavar
-    choices = param.type_descriptor.choices
-    if choices:
-        return "|".join(str(choice) for choice in choices)
+    listed = "|".join(str(choice) for choice in param.type_descriptor.choices or ())
+    if listed and len(listed) <= LONGEST:
+        return listed
+    if param.param_type_name == "argument":
+        return param.name.upper()
     kind = param.type_descriptor.annotation
-    return METAVARS.get(get_args(kind)[0] if param.multiple else kind, "VALUE")
+    return "NAME" if listed else METAVARS.get(get_args(kind)[0] if param.multiple else kind, "VALUE")
 
 
 def _coerced(params: list[Any]) -> list[Any]:
@@ -189,4 +197,6 @@ def _explanation(param: Any) -> str:
     else:
         shown = ", ".join(str(item) for item in default) if isinstance(default, list) else str(default)
         note = f"[default: {shown}]"
-    return f"{param.help or ''} {note.replace(' ', UNBROKEN)}".strip()
+    choices = [str(choice) for choice in param.type_descriptor.choices or ()]
+    one_of = f"One of {', '.join(choices)}." if choices and "|".join(choices) != metavar(param) else ""
+    return " ".join(filter(None, [param.help, one_of, note.replace(" ", UNBROKEN)]))

@@ -54,12 +54,12 @@ class Coercion:
 def spelled(param: Any) -> str:
     """How a person names the parameter: --lr, or TEXTS."""
     long = [word for word in param.opts if word.startswith("--")]
-    return long[0] if long else (param.metavar or param.name).upper()
+    return long[0] if long else param.metavar or param.name.upper()
 
 
 def key(param: Any) -> str:
     """The name of an option in TOML and, in capitals, in the environment: batch_tokens; of an argument, its own."""
-    return spelled(param).removeprefix("--").replace("-", "_")
+    return spelled(param)[2:].replace("-", "_") if param.param_type_name == "option" else param.name
 
 
 def options(command: Any) -> dict[str, Any]:

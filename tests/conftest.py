@@ -23,32 +23,38 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """`run("memcalc", "--preset", "5m")`: llmctl in a process of its own, in an empty directory.
+def start(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """`start("pretrain", ...)`: llmctl in a process of its own, in an empty directory, not waited for.
 
-    `stdin` is text (absent: empty), `env` adds to the environment, `cwd` is the directory; stdout and stderr come
-    back as text unless they are given as files.
+    `env` adds to the environment, `cwd` is the directory; stdout and stderr are pipes of text unless they are given.
     """
 
+    def start(
+        *argv: object, env: Mapping[str, str] | None = None, cwd: Path | None = None, **options: object
+    ) -> "subprocess.Popen[str]":
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | options
+        command = [sys.executable, "-m", "llmctl", *map(str, argv)]
+        place = {"env": environment(env), "cwd": cwd or tmp_path}
+        return subprocess.Popen(command, text=True, encoding="utf-8", **place, **pipes)
+
+    return start
+
+
+@pytest.fixture
+def run(start: Callable[..., "subprocess.Popen[str]"]) -> Run:
+    """`run("memcalc", "--preset", "5m")`: the same, waited for. `stdin` is text (absent: empty)."""
+
     def run(
-        *argv: object,
-        stdin: str | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        timeout: float = 300,
-        **options: object,
+        *argv: object, stdin: str = "", timeout: float = 300, **options: object
     ) -> subprocess.CompletedProcess[str]:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-        return subprocess.run(
-            [sys.executable, "-m", "llmctl", *map(str, argv)],
-            input=stdin or "",
-            env=environment(env),
-            cwd=cwd or tmp_path,
-            timeout=timeout,
-            text=True,
-            encoding="utf-8",
-            **pipes,
-        )
+        process = start(*argv, stdin=subprocess.PIPE, **options)
+        try:
+            stdout, stderr = process.communicate(stdin, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     return run
 

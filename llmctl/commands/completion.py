@@ -17,9 +17,9 @@ def completion(
 ) -> None:
     """Print the completion script for bash, zsh or fish.
 
-    bash:  llmctl completion bash > ~/.local/share/bash-completion/completions/llmctl
-    zsh:   llmctl completion zsh > a directory of $fpath/_llmctl
-    fish:  llmctl completion fish > ~/.config/fish/completions/llmctl.fish
+      bash:  llmctl completion bash > ~/.local/share/bash-completion/completions/llmctl
+      zsh:   llmctl completion zsh > a directory of $fpath/_llmctl
+      fish:  llmctl completion fish > ~/.config/fish/completions/llmctl.fish
     """
     from llmctl.completions import script
 
