@@ -17,6 +17,8 @@ def completion(
 ) -> None:
     """Print the completion script for bash, zsh or fish.
 
+    Where the shells look for it:
+
       bash:  llmctl completion bash > ~/.local/share/bash-completion/completions/llmctl
       zsh:   llmctl completion zsh > a directory of $fpath/_llmctl
       fish:  llmctl completion fish > ~/.config/fish/completions/llmctl.fish
