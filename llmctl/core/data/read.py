@@ -1,8 +1,10 @@
 """Reading of texts, one document at a time: plain text, JSON lines, CSV, parquet; from files, stdin or a hub."""
 
+import codecs
 import csv
 import io
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,8 @@ from llmctl.spec.data import Reading
 
 WHOLE = 1 << 16  # characters: a plain text up to this size is one document
 PIECE = 1 << 13  # characters: a longer one is cut at the first blank line after so many
+BLOCK = 1 << 20  # bytes read at a time
+BLANK = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -132,55 +136,65 @@ def _suffix(path: str) -> str:
 
 def _text(stream: io.BufferedReader, name: str, reading: Reading, go_on: bool) -> Iterator[Document]:
     """Plain text. All documents together are the file, but in line mode, which leaves out the line ends."""
-    lines = _lines(stream, name, reading)
-    if reading.documents == "line":
-        yield from (Document(line.rstrip("\r\n"), f"{name}:{number}") for number, line in enumerate(lines, 1))
-    elif reading.documents == "file":
-        yield Document("".join(lines), name)
+    blocks = _decoded(stream, name, reading)
+    if reading.documents == "file":
+        yield Document("".join(blocks), name)
+    elif reading.documents == "line":
+        yield from (Document(line.rstrip("\r"), f"{name}:{number}") for number, line in enumerate(_lines(blocks), 1))
     else:
-        yield from _pieces(lines, name)
+        yield from _pieces(blocks, name)
 
 
-def _pieces(lines: Iterator[str], name: str) -> Iterator[Document]:
-    """A short text whole, a long one cut after blank lines, or after any line where blank ones are rare."""
-    head: list[str] = []
-    size = 0
-    for line in lines:
-        head.append(line)
-        size += len(line)
-        if size > WHOLE:
-            break
-    else:
-        yield Document("".join(head), name)
-        return
-    piece: list[str] = []
-    size, number, first = 0, 1, 1
-    for line in itertools.chain(head, lines):
-        piece.append(line)
-        size += len(line)
-        number += line.endswith("\n")
-        if size > WHOLE or (size > PIECE and line.isspace()):
-            yield Document("".join(piece), f"{name}:{first}")
-            piece, size, first = [], 0, number
-    yield Document("".join(piece), f"{name}:{first}")
-
-
-def _lines(stream: io.BufferedReader, name: str, reading: Reading) -> Iterator[str]:
-    """Lines with their ends, as the file has them; a longer line than WHOLE comes in parts."""
-    text = io.TextIOWrapper(stream, "utf-8-sig", reading.errors, newline="\n")
-    number = 0
+def _decoded(stream: io.BufferedReader, name: str, reading: Reading) -> Iterator[str]:
+    """The text in blocks, without a byte order mark."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")(reading.errors)
+    line = 1
     try:
-        while line := text.readline(WHOLE):
-            number += line.endswith("\n")
-            yield line
+        while block := stream.read(BLOCK):
+            text = decoder.decode(block)
+            line += text.count("\n")
+            yield text
+        yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise _not_utf8(name, number + 1 + error.object.count(b"\n", 0, error.start), error) from error
-    finally:
-        text.detach()
+        raise _not_utf8(name, line + error.object.count(b"\n", 0, error.start), error) from error
+
+
+def _lines(blocks: Iterator[str]) -> Iterator[str]:
+    rest = ""
+    for block in blocks:
+        *whole, rest = (rest + block).split("\n")
+        yield from whole
+    yield rest
+
+
+def _pieces(blocks: Iterator[str], name: str) -> Iterator[Document]:
+    """A short text whole, a long one in pieces that do not depend on how it came in blocks."""
+    text, line, long = "", 1, False
+    for block in blocks:
+        text += block
+        start = 0
+        while len(text) - start > WHOLE:
+            stop = _stop(text, start)
+            yield Document(text[start:stop], f"{name}:{line}")
+            line += text.count("\n", start, stop)
+            start, long = stop, True
+        text = text[start:]
+    while long and len(text) > PIECE and (stop := _stop(text, 0)) < len(text):
+        yield Document(text[:stop], f"{name}:{line}")
+        line += text.count("\n", 0, stop)
+        text = text[stop:]
+    yield Document(text, f"{name}:{line}" if long else name)
+
+
+def _stop(text: str, start: int) -> int:
+    """Where a piece ends: after the first blank line when it is long enough, else after a line, else anywhere."""
+    if blank := BLANK.search(text, start + PIECE, start + WHOLE):
+        return blank.end()
+    line = text.rfind("\n", start + PIECE, start + WHOLE) + 1
+    return line if line and len(text) - start > WHOLE else min(start + WHOLE, len(text))
 
 
 def _not_utf8(name: str, line: int, error: UnicodeDecodeError) -> UserError:
-    """Lines before the error in its block of bytes were not given out yet, so `line` counts them too."""
     byte = error.object[error.start]
     return UserError(
         f"{name} line {line}: byte 0x{byte:02x} is not UTF-8.",
