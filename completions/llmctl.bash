@@ -77,6 +77,7 @@ _llmctl() {
         "memcalc --dtype") _llmctl_words "fp32 bf16 fp16"; return ;;
         "memcalc --precision") _llmctl_words "autocast mixed pure"; return ;;
         "memcalc --optimizer") _llmctl_words "adamw adamw8bit sgd sgd-momentum adafactor muon"; return ;;
+        "memcalc --device") _llmctl_words "cuda cpu"; return ;;
         "memcalc --quantize") _llmctl_words "none int8 int4 int4-g64 int4-g32 int4-asym int3 int2 fp8 nf4 nf4-dq mxfp4 nvfp4 q8_0 q6_k q4_k_m"; return ;;
         "memcalc --implementation") _llmctl_words "llmctl hf megatron"; return ;;
         "memcalc --rule") _llmctl_words "exact classic"; return ;;
@@ -92,7 +93,7 @@ _llmctl() {
         "detokenize") words="--json --no-json -q --quiet --no-quiet --color --no-color --tokenizer --field --split --special --no-special --limit --config -h --help" ;;
         "pretrain") words="-o --out --force --no-force --dry-run --no-dry-run --preset --family --layers --width --heads --kv-heads --head-dim --ff --context --window --position --head --steps --epochs --tokens --batch-tokens --block --micro-batch --optimizer --lr --min-lr --muon-lr --schedule --warmup --decay --beta1 --beta2 --adam-eps --weight-decay --clip --recompute --no-recompute --compile --no-compile --cross-document --no-cross-document --eval-every --eval-tokens --save-every --tensorboard --no-tensorboard --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --from --objective --seed --config -h --help" ;;
         "generate") words="--temperature --top-k --top-p --min-p --repetition-penalty --max-tokens --n --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -p --prompt --format --field --output-field --stop --special --no-special --seed --batch-size --config -h --help" ;;
-        "memcalc") words="--preset --family --layers --width --heads --kv-heads --head-dim --ff --context --window --position --head --mode --batch --sequence --dtype --precision --gradients-fp32 --no-gradients-fp32 --optimizer --recompute --no-recompute --fused-attention --no-fused-attention --loss-chunk --lora-rank --lora-targets --quantize --zero --data-parallel --tensor-parallel --sequence-parallel --no-sequence-parallel --pipeline-parallel --implementation --json --no-json -q --quiet --no-quiet --color --no-color --vocab-size --rule --fit --solve --tokens --flops --config -h --help" ;;
+        "memcalc") words="--preset --family --layers --width --heads --kv-heads --head-dim --ff --context --window --position --head --mode --batch --sequence --dtype --precision --gradients-fp32 --no-gradients-fp32 --optimizer --device --packed --no-packed --recompute --no-recompute --fused-attention --no-fused-attention --loss-chunk --lora-rank --lora-targets --quantize --zero --data-parallel --tensor-parallel --sequence-parallel --no-sequence-parallel --pipeline-parallel --implementation --json --no-json -q --quiet --no-quiet --color --no-color --vocab-size --rule --fit --solve --tokens --flops --config -h --help" ;;
         "completion") words="--config -h --help" ;;
     esac
     if [[ $current == -* ]]; then
