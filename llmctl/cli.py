@@ -17,6 +17,7 @@ from llmctl import __version__
 from llmctl.commands.completion import completion
 from llmctl.commands.corpus import corpus
 from llmctl.commands.detokenize import detokenize
+from llmctl.commands.eval_ppl import eval_ppl
 from llmctl.commands.generate import generate
 from llmctl.commands.memcalc import memcalc
 from llmctl.commands.pretrain import pretrain
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "detokenize": detokenize,
     "pretrain": pretrain,
     "generate": generate,
+    "eval-ppl": eval_ppl,
     "memcalc": memcalc,
     "completion": completion,
 }
@@ -105,7 +107,11 @@ def _run() -> int:
 
 def _flush() -> int:
     if sys.stdout is not None:
-        sys.stdout.flush()
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            error.filename = "stdout"
+            raise
     return Exit.DONE
 
 
@@ -145,8 +151,8 @@ def _told(error: Exception) -> UserError:
             Exit.SPACE,
         )
     if "No space left on device" in text or (isinstance(error, OSError) and error.errno in FULL):
-        name = getattr(error, "filename", None) or "the output"
-        return UserError(f"{name}: no space left to write.", "Free some space, or write elsewhere.", Exit.SPACE)
+        name = getattr(error, "filename", None) or "The output"
+        return UserError(f"{name}: {os.strerror(errno.ENOSPC)}.", "Free some space, or write elsewhere.", Exit.SPACE)
     if isinstance(error, OSError) and error.strerror:
         name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
         return UserError(f"{name}{error.strerror}.", HINTS.get(type(error), ""))
@@ -171,7 +177,8 @@ def _line(text: str) -> str:
 
 def _say(line: str) -> None:
     try:
-        print(line, file=sys.stderr, flush=True)
+        if sys.stderr is not None:  # print would take stdout instead
+            print(line, file=sys.stderr, flush=True)
     except OSError:  # nobody reads stderr: the exit code still tells
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 

@@ -26,7 +26,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line on stderr, for people; nothing with --quiet."""
-        if not self.shown.quiet:
+        if not self.shown.quiet and sys.stderr is not None:  # print would take stdout instead
             print(text, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
@@ -43,10 +43,13 @@ class Console:
             raise UserError("stdout is closed, but the result goes there.", "Do not close it: leave out >&-")
         try:
             sys.stdout.write(text)
+            if flush:
+                sys.stdout.flush()
         except UnicodeEncodeError:  # half of a surrogate pair, from a JSON input that has "\ud800"
             sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
-        if flush:
-            sys.stdout.flush()
+        except OSError as error:
+            error.filename = "stdout"
+            raise
 
     def jsonl(self, record: dict[str, Any]) -> None:
         """One record as one line of JSON on stdout."""

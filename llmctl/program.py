@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import typer
-from typer._click.exceptions import BadOptionUsage, MissingParameter, NoSuchOption  # its own copy; click is another
+
+# typer 0.29 has its own copy of click, which the package click has nothing to do with.
+from typer._click.exceptions import BadOptionUsage, MissingParameter, NoSuchOption, UsageError
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
@@ -30,7 +32,11 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         """Flags win over LLMCTL_<COMMAND>_<OPTION>, which wins over the [command] table of --config."""
-        found, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        try:
+            found, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        except UsageError as error:
+            error.ctx = ctx  # typer leaves it out of some
+            raise
         if not found.get("help"):
             file = found.get("config_file") or (ctx.parent.params.get("config_file") if ctx.parent else None)
             ctx.default_map = (from_toml(Path(file), ctx) if file else {}) | from_environment(ctx)
@@ -106,6 +112,8 @@ def refusal(error: typer.TyperException) -> UserError:
     if isinstance(error, NoSuchOption):
         known = [word for param in ctx.command.get_params(ctx) for word in (*param.opts, *param.secondary_opts)]
         name = error.option_name
+        if ctx.parent is None:
+            hint = "The options of a command stand after it."
         problem, hint = f"{path} has no option {name}.", meant(name, [w for w in known if w.startswith("--")], hint)
     elif isinstance(error, MissingParameter):
         param = error.param

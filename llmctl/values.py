@@ -118,7 +118,7 @@ def from_toml(path: Path, ctx: typer.Context) -> dict[str, Given]:
             raise UserError(problem, meant(table, commands, "Options stand in one table a command."), Exit.USAGE)
         if not isinstance(content, dict):
             problem = f"{path}: {table} is {content!r}; wanted a table [{table}] of its options."
-            raise UserError(problem, code=Exit.USAGE)
+            raise UserError(problem, f"See llmctl {table} --help for them.", Exit.USAGE)
         known = options(program.get_command(ctx, table))
         for name in content:
             if name.replace("-", "_") not in known:
@@ -131,7 +131,7 @@ def from_toml(path: Path, ctx: typer.Context) -> dict[str, Given]:
 
 def meant(word: str, known: Iterable[str], otherwise: str = "") -> str:
     """ "Did you mean ...?" for a mistyped word, or other advice when nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
     return f"Did you mean {near[0]}?" if near else otherwise
 
 
@@ -143,9 +143,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}.", code=Exit.USAGE) from error
+        raise UserError(f"--config {path}: {error.strerror}.", "Check the path.", Exit.USAGE) from error
     except ValueError as error:  # also of UTF-8
-        raise UserError(f"--config {path} is not TOML: {error}.", code=Exit.USAGE) from error
+        hint = "A file of options has lines such as [pretrain] and lr = 0.003"
+        raise UserError(f"--config {path} is not TOML: {error}.", hint, Exit.USAGE) from error
 
 
 def _one(value: Any, kind: Any, place: str, param: Any, ctx: typer.Context) -> Any:

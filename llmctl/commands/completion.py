@@ -17,11 +17,11 @@ def completion(
 ) -> None:
     """Print the completion script for bash, zsh or fish.
 
-    Where the shells look for it:
+    The shells look for it in:
 
-      bash:  llmctl completion bash > ~/.local/share/bash-completion/completions/llmctl
-      zsh:   llmctl completion zsh > a directory of $fpath/_llmctl
-      fish:  llmctl completion fish > ~/.config/fish/completions/llmctl.fish
+      bash:  ~/.local/share/bash-completion/completions/llmctl
+      zsh:   _llmctl in a directory of $fpath
+      fish:  ~/.config/fish/completions/llmctl.fish
     """
     from llmctl.completions import script
 
