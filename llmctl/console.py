@@ -128,7 +128,9 @@ class Console:
             *([TimeRemainingColumn()] if total is not None else []),
             TextColumn("{task.fields[notes]}"),
         ]
-        with Progress(*columns, console=self._rich(sys.stderr), refresh_per_second=4) as progress:
+        terminal = self._rich(sys.stderr)
+        # stdout is data and stays what it is; rich would send it to the terminal.
+        with Progress(*columns, console=terminal, refresh_per_second=4, redirect_stdout=False) as progress:
             task = progress.add_task(label, total=total, count="", rate="", notes="")
             yield Bar(total, unit, lambda done, **texts: progress.update(task, completed=done, **texts))
 

@@ -1,9 +1,11 @@
 """Sampling: how the next token is chosen, how often, and for how long."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from llmctl.errors import Exit, UserError
+
+Format = Literal["auto", "lines", "jsonl", "text"]  # how a file holds prompts
 
 
 @dataclass(frozen=True)

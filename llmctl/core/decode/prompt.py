@@ -1,12 +1,17 @@
 """What goes into a model and what ends it: a prompt's ids, the ids that stop a completion, prompts read from files."""
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
 
+from llmctl.core.data.streams import opened
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.model import ModelConfig
+from llmctl.spec.sample import Format
 
 FIELDS = ("prompt", "text")  # where a record's prompt is looked for when no field is named
 
@@ -54,13 +59,19 @@ def prompt_ids(tokenizer: Tokenizer, text: str, config: ModelConfig, special: bo
             Exit.MISMATCH,
         )
     if len(ids) > config.context:
-        raise UserError(f"The prompt has {len(ids)} tokens; the model's context holds {config.context}.")
+        raise UserError(
+            f"The prompt has {len(ids)} tokens; the model's context holds {config.context}.", "Shorten the prompt."
+        )
     return ids
 
 
 def start_id(tokenizer: Tokenizer, config: ModelConfig) -> int | None:
-    """The token that a text begins after: beginning-of-text, or else the end of the text before it, or None."""
-    for token in (tokenizer.bos, tokenizer.eos, config.bos, *config.eos):
+    """The token that a text begins after: beginning-of-text, or else the end of the text before it, or None.
+
+    config.json has its say only where the tokenizer calls the token special: many a config names ids by default.
+    """
+    named = [token for token in (config.bos, *config.eos) if token in tokenizer.special_ids]
+    for token in (tokenizer.bos, tokenizer.eos, *named):
         if token is not None and token < config.vocab:
             return token
     return None
@@ -73,23 +84,50 @@ def stop_ids(tokenizer: Tokenizer, config: ModelConfig, generation: dict[str, ob
     return frozenset(token for token in (*named, *config.eos, tokenizer.eos) if isinstance(token, int))
 
 
-def split_stops(tokenizer: Tokenizer, stops: Iterable[str]) -> tuple[tuple[str, ...], frozenset[int]]:
-    """Stop strings as text to look for, and as ids where a string is a special token, whose text is not shown."""
-    ids = set()
-    for stop in stops:
-        parsed = tokenizer.encode(stop, special=True)
-        if len(parsed) == 1 and parsed != tokenizer.encode(stop, special=False):
-            ids.add(parsed[0])
-    return tuple(stops), frozenset(ids)
+def special_stops(tokenizer: Tokenizer, stops: Iterable[str]) -> frozenset[int]:
+    """The ids of stop strings that are special tokens, since the text of those is not shown and so never found."""
+    parsed = {stop: tokenizer.encode(stop, special=True) for stop in stops}
+    return frozenset(ids[0] for ids in parsed.values() if len(ids) == 1 and ids[0] in tokenizer.special_ids)
 
 
-def from_lines(lines: Iterable[bytes]) -> Iterator[Request]:
-    """A prompt a line, byte for byte; the line's end is not part of it."""
+def read_prompts(path: str, format: Format, field: str | None = None) -> Iterator[Request]:
+    """The prompts of a file, or of stdin for "-", one at a time; JSON records where it holds such.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with opened(path) as stream:
+        kind = _format(path, stream) if format == "auto" else format
+        if stream.peek(3).startswith(codecs.BOM_UTF8):
+            stream.read(3)
+        if kind == "jsonl":
+            yield from from_jsonl(stream, field)
+        else:
+            yield from from_lines(iter([stream.read()] if kind == "text" else stream), kind == "text")
+
+
+def _format(path: str, stream: BufferedReader) -> Format:
+    """How a file holds prompts, by its name or else by its first line."""
+    endings = Path(path.lower()).suffixes
+    if any(ending in (".jsonl", ".ndjson", ".json") for ending in endings):
+        return "jsonl"
+    first = stream.peek(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")[0]
+    if ".txt" in endings or not first.startswith(b"{"):
+        return "lines"
+    try:
+        return "jsonl" if isinstance(json.loads(first), dict) else "lines"
+    except ValueError:
+        return "lines"
+
+
+def from_lines(lines: Iterable[bytes], whole: bool = False) -> Iterator[Request]:
+    """A prompt a line, byte for byte but for the line's end; or, if `whole`, each piece with its line ends."""
     for number, line in enumerate(lines):
+        text = line if whole else line.removesuffix(b"\n").removesuffix(b"\r")
         try:
-            yield Request(number, line.removesuffix(b"\n").removesuffix(b"\r").decode())
+            yield Request(number, text.decode())
         except UnicodeDecodeError as error:
-            yield Request(number, "", error=f"line {number + 1} is not UTF-8 (byte {error.start + 1})")
+            yield Request(number, "", error=f"line {number + 1} is not UTF-8: byte 0x{text[error.start]:02x}")
 
 
 def from_jsonl(lines: Iterable[bytes], field: str | None = None) -> Iterator[Request]:

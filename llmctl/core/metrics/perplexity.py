@@ -1,30 +1,20 @@
 """Perplexity: how surprised a model is by text, in sliding windows, each token scored once."""
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llmctl.core.metrics.passages import Passage
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import Exit, UserError
 
 LOGIT_BYTES = 64 << 20  # of fp32 scores held at a time
-
-
-class Passage(NamedTuple):
-    """A document to score.
-
-    Attributes:
-        ids: its tokens, the one that begins the text (if any) first; the first id is never scored.
-        bytes: of UTF-8 text in ids[1:].
-    """
-
-    ids: list[int]
-    bytes: int
+POOL = 8  # batches' worth of windows that are sorted by length
 
 
 @dataclass(frozen=True)
@@ -36,7 +26,7 @@ class Perplexity:
         tokens: scored tokens.
         bytes: UTF-8 bytes of their text.
         documents: those with at least one scored token.
-        windows: passes of the model over a window of tokens.
+        windows: rows that passed through the model.
     """
 
     nll: float = 0.0
@@ -54,6 +44,11 @@ class Perplexity:
     def perplexity(self) -> float:
         """exp of the nats a token: infinity where that overflows, NaN when nothing was scored."""
         return math.inf if self.nll_per_token > 709 else math.exp(self.nll_per_token)
+
+    @property
+    def bits_per_token(self) -> float:
+        """Bits a token; NaN when nothing was scored."""
+        return self.nll_per_token / math.log(2)
 
     @property
     def bits_per_byte(self) -> float:
@@ -88,11 +83,11 @@ def windows(ids: list[int], window: int, stride: int) -> Iterator[Window]:
 
 
 def perplexity(
-    model: Transformer, passages: Iterable[Passage], window: int, stride: int, batch_tokens: int = 4096
+    model: Transformer, passages: Iterable[Passage], window: int, stride: int, batch_tokens: int = 8192
 ) -> Iterator[Perplexity]:
     """Score documents; yields the running sum after each batch, so that the last one is the result.
 
-    Holds one document and one batch at a time.
+    Holds one document and POOL batches at a time.
 
     Args:
         window: tokens of context and prediction together, at least 2.
@@ -102,33 +97,44 @@ def perplexity(
     Raises:
         UserError: ids that the model does not know, or scores that are not numbers.
     """
-    nll, tokens, text_bytes, documents, passes = 0.0, 0, 0, 0, 0
-    waiting: list[Window] = []
-    widest = 0
+    total = Perplexity()
+    pool: list[Window] = []
     for passage in passages:
         if passage.ids and max(passage.ids) >= model.config.vocab:
             raise UserError(
-                f"The text holds the token id {max(passage.ids)}, but the model knows only ids below "
-                f"{model.config.vocab}.",
+                f"The text has a token {max(passage.ids)}, but the model knows only {model.config.vocab} "
+                f"(0 to {model.config.vocab - 1}).",
                 "The tokenizer and the model do not belong together.",
                 Exit.MISMATCH,
             )
         if len(passage.ids) < 2:
             continue
-        documents += 1
-        text_bytes += passage.bytes
+        total = replace(total, documents=total.documents + 1, bytes=total.bytes + passage.bytes)
         for one in windows(passage.ids, window, stride):
-            if waiting and max(widest, len(one.ids)) * (len(waiting) + 1) > batch_tokens:
-                nll += nll_of(model, waiting)
-                waiting, widest = [], 0
-                yield Perplexity(nll, tokens, text_bytes, documents, passes)
-            waiting.append(one)
-            widest = max(widest, len(one.ids))
-            tokens += one.scored
-            passes += 1
-    if waiting:
-        nll += nll_of(model, waiting)
-    yield Perplexity(nll, tokens, text_bytes, documents, passes)
+            pool.append(one)
+            if len(pool) * window >= POOL * batch_tokens:
+                total = yield from _scored(model, pool, batch_tokens, total)
+                pool = []
+    total = yield from _scored(model, pool, batch_tokens, total)
+    yield total
+
+
+def _scored(
+    model: Transformer, pool: list[Window], batch_tokens: int, total: Perplexity
+) -> Generator[Perplexity, None, Perplexity]:
+    """The sum after each batch of a pool, whose windows are batched by length so that little is padded."""
+    pool = sorted(pool, key=lambda one: len(one.ids))
+    while pool:
+        rows = max(1, batch_tokens // len(pool[-1].ids))
+        batch, pool = pool[-rows:], pool[:-rows]
+        total = replace(
+            total,
+            nll=total.nll + nll_of(model, batch),
+            tokens=total.tokens + sum(one.scored for one in batch),
+            windows=total.windows + len(batch),
+        )
+        yield total
+    return total
 
 
 @torch.inference_mode()

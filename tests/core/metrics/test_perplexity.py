@@ -7,7 +7,8 @@ import torch
 
 from llmctl.core.checkpoint.directory import Checkpoint
 from llmctl.core.metrics import perplexity as module
-from llmctl.core.metrics.perplexity import Passage, Perplexity, perplexity, windows
+from llmctl.core.metrics.passages import Passage
+from llmctl.core.metrics.perplexity import Perplexity, perplexity, windows
 from llmctl.core.model.init import initialise
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import UserError
@@ -111,7 +112,7 @@ def test_the_running_sum_grows_to_the_result(model):
 
 
 def test_ids_that_the_model_lacks_are_refused(model):
-    with pytest.raises(UserError, match="token id 90") as caught:
+    with pytest.raises(UserError, match="token 90") as caught:
         scored(model, [Passage([1, 90], 2)])
     assert caught.value.code == 4
 
