@@ -68,6 +68,13 @@ _llmctl() {
         "generate --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
         "generate --format") _llmctl_words "auto lines jsonl text"; return ;;
         "generate --config") _llmctl_files -f; return ;;
+        "eval-ppl --device"|"eval-ppl --threads"|"eval-ppl --window"|"eval-ppl --stride"|"eval-ppl --field"|"eval-ppl --limit"|"eval-ppl --batch-tokens"|"eval-ppl --fail-over") :; return ;;
+        "eval-ppl --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "eval-ppl --split") _llmctl_words "heldout train"; return ;;
+        "eval-ppl --format") _llmctl_words "auto text jsonl csv tsv parquet"; return ;;
+        "eval-ppl --documents") _llmctl_words "file line"; return ;;
+        "eval-ppl --errors") _llmctl_words "strict replace"; return ;;
+        "eval-ppl --config") _llmctl_files -f; return ;;
         "memcalc --preset") _llmctl_words "1m 5m 15m 30m 60m 124m 350m 1b 3b 8b"; return ;;
         "memcalc --family") _llmctl_words "llama gpt2 bloom native"; return ;;
         "memcalc --layers"|"memcalc --width"|"memcalc --heads"|"memcalc --kv-heads"|"memcalc --head-dim"|"memcalc --ff"|"memcalc --context"|"memcalc --window"|"memcalc --batch"|"memcalc --sequence"|"memcalc --loss-chunk"|"memcalc --lora-rank"|"memcalc --lora-targets"|"memcalc --zero"|"memcalc --data-parallel"|"memcalc --tensor-parallel"|"memcalc --pipeline-parallel"|"memcalc --vocab-size"|"memcalc --fit"|"memcalc --tokens"|"memcalc --flops") :; return ;;
@@ -93,6 +100,7 @@ _llmctl() {
         "detokenize") words="--json --no-json -q --quiet --no-quiet --color --no-color --tokenizer --field --split --special --no-special --limit --config -h --help" ;;
         "pretrain") words="-o --out --force --no-force --dry-run --no-dry-run --preset --family --layers --width --heads --kv-heads --head-dim --ff --context --window --position --head --steps --epochs --tokens --batch-tokens --block --micro-batch --optimizer --lr --min-lr --muon-lr --schedule --warmup --decay --beta1 --beta2 --adam-eps --weight-decay --clip --recompute --no-recompute --compile --no-compile --cross-document --no-cross-document --eval-every --eval-tokens --save-every --tensorboard --no-tensorboard --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --from --objective --seed --config -h --help" ;;
         "generate") words="--temperature --top-k --top-p --min-p --repetition-penalty --max-tokens --n --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -p --prompt --format --field --output-field --stop --special --no-special --seed --batch-size --config -h --help" ;;
+        "eval-ppl") words="--device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --window --stride --bos --no-bos --split --field --format --documents --errors --limit --batch-tokens --fail-over --config -h --help" ;;
         "memcalc") words="--preset --family --layers --width --heads --kv-heads --head-dim --ff --context --window --position --head --mode --batch --sequence --dtype --precision --gradients-fp32 --no-gradients-fp32 --optimizer --device --packed --no-packed --recompute --no-recompute --fused-attention --no-fused-attention --loss-chunk --lora-rank --lora-targets --quantize --zero --data-parallel --tensor-parallel --sequence-parallel --no-sequence-parallel --pipeline-parallel --implementation --json --no-json -q --quiet --no-quiet --color --no-color --vocab-size --rule --fit --solve --tokens --flops --config -h --help" ;;
         "completion") words="--config -h --help" ;;
     esac
@@ -101,13 +109,14 @@ _llmctl() {
         return
     fi
     case "$command" in
-        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain generate memcalc completion" ;;
+        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain generate eval-ppl memcalc completion" ;;
         "corpus") _llmctl_words "docs source summaries" ;;
         "train-tokenizer") _llmctl_files -f ;;
         "tokenize") _llmctl_files -f ;;
         "detokenize") _llmctl_files -f ;;
         "pretrain") _llmctl_files -f ;;
         "generate") _llmctl_files -f ;;
+        "eval-ppl") _llmctl_files -f ;;
         "memcalc") _llmctl_files -f ;;
         "completion") _llmctl_words "bash zsh fish" ;;
     esac

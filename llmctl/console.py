@@ -206,17 +206,19 @@ class Lines(Progress):
 
 
 class Rate:
-    """Units per second since the first update; what was done before that (a resumed run) does not count."""
+    """Units per second since the first update, so that what a resumed run had done before does not count."""
 
     def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.first: int | None = None
+        self.opened = time.monotonic()
+        self.first: tuple[float, int] | None = None
 
     def of(self, done: int) -> float:
-        """The rate, in units a second, when `done` units are done."""
+        """The rate, in units a second, when `done` units are done; at the first update, since the beginning."""
+        now = time.monotonic()
         if self.first is None:
-            self.first = 0 if done <= 1 else done
-        return (done - self.first) / max(1e-9, time.monotonic() - self.started)
+            self.first = now, done
+        since, before = self.first if done > self.first[1] else (self.opened, 0)
+        return (done - before) / max(1e-9, now - since)
 
 
 def clock(seconds: float) -> str:

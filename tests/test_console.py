@@ -119,7 +119,17 @@ def test_progress_in_bytes_is_told_in_larger_units(capsys, monkeypatch):
         progress.update(0)
         now[0] += 2
         progress.update(52_428_800)
-    assert capsys.readouterr().err == "encoding: 52.4 MB, 13.1 MB/s\n"
+    assert capsys.readouterr().err == "encoding: 52.4 MB, 26.2 MB/s\n"
+
+
+def test_the_rate_of_a_resumed_run_leaves_out_what_was_done_before(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with Console(Shown()).progress(1000, "steps", "training") as progress:
+        for done in (900, 902, 904):
+            now[0] += 1
+            progress.update(done)
+    assert capsys.readouterr().err == "training: 904/1,000 steps, 2 steps/s, 0:48 left\n"
 
 
 def test_progress_that_fails_says_how_far_it_came(capsys):

@@ -261,6 +261,4 @@ def test_the_readme_has_the_table_of_commands():
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     found = re.search(r"<!-- commands -->\n(.*?)<!-- /commands -->", readme, re.DOTALL)
     assert found, "README.md lacks the marks <!-- commands --> and <!-- /commands -->"
-    assert found[1].strip() == table().strip(), (
-        "put into README.md: python -c 'import llmctl.cli; print(llmctl.cli.table())'"
-    )
+    assert found[1].strip() == table().strip(), "renew it: python .ci/renew"
