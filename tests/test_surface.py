@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -33,6 +34,11 @@ TALKING = {
     "corpus": ["docs", "--limit", "3"],
     "memcalc": ["--preset", "5m", "--vocab-size", "4096"],
     "completion": ["bash"],
+}
+# Quick command lines that make the directory `out` from the file that comes first.
+WRITING = {
+    "train-tokenizer": ["--vocab-size", "400", "-o", "out"],
+    "tokenize": ["--vocab-size", "400", "-o", "out"],
 }
 
 
@@ -149,6 +155,43 @@ def test_stdout_is_data_and_stderr_is_silent_with_quiet(command, run):
     done = run(command, *TALKING[command], *quiet)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout and "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_what_a_command_makes_is_whole_then_up_to_date_then_replaced(command, run, corpus_file, tmp_path):
+    line = [command, corpus_file, *WRITING[command]]
+    assert run(*line, "--dry-run").returncode == 0 and os.listdir(tmp_path) == []
+    made = run(*line, "-q")
+    assert (made.returncode, made.stdout, made.stderr) == (0, "out\n", "")
+    manifest = json.loads((tmp_path / "out" / "llmctl.json").read_text())
+    assert {file["name"] for file in manifest["files"]} == set(os.listdir(tmp_path / "out")) - {"llmctl.json"}
+    again = run(*line, "--json")
+    assert again.returncode == 0 and json.loads(again.stdout)["up_to_date"] is True
+    other = run(command, corpus_file, "--vocab-size", "401", "-o", "out")
+    assert other.returncode == 1 and "--vocab-size 400 there, 401 here" in two_lines(other.stderr)[0]
+    assert run(command, corpus_file, "--vocab-size", "401", "-o", "out", "--force").returncode == 0
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_a_full_disk_is_exit_code_5_and_leaves_nothing(command, run, corpus_file, tmp_path):
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+
+    done = run(command, corpus_file, *WRITING[command], "-q", preexec_fn=small_files)
+    assert (done.returncode, done.stdout) == (5, "")
+    two_lines(done.stderr)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_a_directory_that_llmctl_did_not_make_is_never_replaced(command, run, corpus_file, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    done = run(command, corpus_file, *WRITING[command], "--force")
+    assert (done.returncode, done.stdout) == (1, "")
+    two_lines(done.stderr)
+    assert os.listdir(tmp_path / "out") == ["thesis.txt"]
 
 
 def test_a_report_in_a_pipe_is_one_json_object_with_a_schema(run):
