@@ -89,6 +89,7 @@ class Console:
 
         cells = [[_cell(value) for value in row] for row in rows]
         made = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        made.show_header = any(columns)
         for index, column in enumerate(columns):
             texts = [row[index] for row in cells if row[index]]
             number = bool(texts) and all(text[0].isdigit() or text[:1] in "+-." for text in texts)
