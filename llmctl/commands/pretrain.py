@@ -8,6 +8,7 @@ import typer
 
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, Written, expand, invocation, model_path
+from llmctl.spec.families import fitted, read_config
 from llmctl.spec.layout import Output, read_json
 from llmctl.spec.memory import gib
 from llmctl.spec.model import ModelConfig
@@ -65,7 +66,7 @@ def pretrain(
             if place.device.type != "cpu":
                 plan = TrainPlan.of(model, config, corpus, "bf16", place.total_memory(), most_tokens=None)
             console.say(f"{plan}.")
-            if model.model_type == "llmctl":
+            if fitted(model).model_type == "llmctl":
                 console.warn("no Hugging Face family has this shape; only llmctl opens the checkpoint.")
             run = prepare(partial, Tokens.open(data), start, plan, config, watch, place, objective, seed)
             if watch.tensorboard:
@@ -86,8 +87,6 @@ def _shape(start: Path | None, shape: Shape, about: dict[str, Any]) -> ModelConf
             "Leave it out, or leave --from out and train a fresh model.",
             Exit.USAGE,
         )
-    from llmctl.spec.families import read_config
-
     model = read_config(start)
     if about["vocab"] > model.vocab:
         raise UserError(

@@ -1,0 +1,36 @@
+"""Every command of the README, run as it stands, only with fewer steps; those of make and pip are what .ci/run does."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def blocks() -> list[str]:
+    return re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_commands_by_hand_do_what_the_readme_says(tmp_path, shell):
+    script = "".join(block for block in blocks() if block.startswith("llmctl"))
+    assert script.count("llmctl ") >= 9 and "--steps 400" in script
+    script = script.replace("--steps 400", "--steps 4 --batch-tokens 512")
+    work = tmp_path / "work"
+    work.mkdir()
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=work, env=shell, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (work / "base" / "model.safetensors").is_file()
+    assert "Traceback" not in done.stderr
+
+
+def test_the_commands_of_make_and_pip_exist():
+    rest = [line for block in blocks() if not block.startswith("llmctl") for line in block.splitlines()]
+    targets = re.findall(r"^make -C recipes (\w+)", "\n".join(rest), re.MULTILINE)
+    makefile = (ROOT / "recipes" / "Makefile").read_text()
+    assert targets == ["quickstart", "test"] and all(f"\n{target}:" in makefile for target in targets)
+    assert len(rest) == 3 and rest[-1].startswith("pip install .")
