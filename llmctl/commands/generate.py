@@ -1,7 +1,7 @@
 """generate: continue prompts with a model."""
 
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,25 +74,25 @@ def generate(
     for text in prompt:
         prompt_ids(tokenizer, text, checkpoint.config, special)  # what is wrong is said before the weights are read
     typed = (Request(number, text) for number, text in enumerate(prompt))
-    requests = typed if file is None else read_prompts(file, format, field)
-    first = next(requests, None)
-    if first is None:
-        raise UserError(f"{'stdin' if file == '-' else file} holds no prompt.", "One a line is wanted.")
-    place = pick(compute.device, compute.dtype, compute.threads)
-    loaded = checkpoint.model(place.device, DTYPES.get(compute.dtype))
-    eos = stop_ids(tokenizer, checkpoint.config, checkpoint.generation) | special_stops(tokenizer, stop)
     count = failed = past = 0
-    writer = Records(console, output_field) if shown.json or first.record is not None else Texts(console)
-    hear = writer.hear if isinstance(writer, Texts) and len(prompt) == sampling.n == 1 else None
-    requests = chain([first], requests)
-    with writer, _progress(console, file) as progress:
-        progress.update(0)
-        for answer in answers(loaded, tokenizer, requests, sampling, seed, eos, stop, special, batch_size, hear):
-            writer.answer(answer)
-            count += 1
-            failed += bool(answer.error)
-            past += any(answer.prompt_tokens + one.tokens > context + 1 for one in answer.completions)
-            progress.update(count)
+    with closing(read_prompts(file, format, field) if file is not None else typed) as requests:
+        first = next(requests, None)
+        if first is None:
+            raise UserError(f"{'stdin' if file == '-' else file} holds no prompt.", "One a line is wanted.")
+        place = pick(compute.device, compute.dtype, compute.threads)
+        loaded = checkpoint.model(place.device, DTYPES.get(compute.dtype))
+        eos = stop_ids(tokenizer, checkpoint.config, checkpoint.generation) | special_stops(tokenizer, stop)
+        writer = Records(console, output_field) if shown.json or first.record is not None else Texts(console)
+        hear = writer.hear if isinstance(writer, Texts) and len(prompt) == sampling.n == 1 else None
+        every = chain([first], requests)
+        with writer, _progress(console, file) as progress:
+            progress.update(0)
+            for answer in answers(loaded, tokenizer, every, sampling, seed, eos, stop, special, batch_size, hear):
+                writer.answer(answer)
+                count += 1
+                failed += bool(answer.error)
+                past += any(answer.prompt_tokens + one.tokens > context + 1 for one in answer.completions)
+                progress.update(count)
     if past:
         console.warn(f"{past} of {count} texts are longer than the model's context of {context} tokens.")
     if failed:
