@@ -64,7 +64,7 @@ def write_shards(
     writers = {split: ShardWriter(directory, split, dtype, sharding.shard_tokens) for split in SPLITS}
     done = Done(0, 0, 0)
     waiting: deque[tuple[str, int, Future[tuple[np.ndarray, np.ndarray]]]] = deque()
-    workers = 1 if encoder.parallel else threads
+    workers = 2 if encoder.parallel else threads  # of a parallel one, the second fills what the first leaves idle
     with ThreadPoolExecutor(workers) as pool:
         for split, texts, size in _batches(documents, sharding):
             waiting.append((split, size, pool.submit(encoder.encode, texts)))

@@ -121,7 +121,10 @@ class Tiktoken:
         if not texts:
             return self._ids[:0], np.zeros(0, np.int64)
         joined = BORDER.join([*texts, ""])
-        ranks = self._encoding.encode_to_numpy(joined, allowed_special={BORDER}, disallowed_special=())
+        try:
+            ranks = self._encoding.encode_to_numpy(joined, allowed_special={BORDER}, disallowed_special=())
+        except ValueError:  # its regex engine gives up on white space of some 500,000 characters
+            return self._library.encode(texts)
         return self._ids[ranks], np.flatnonzero(ranks == len(self._ids) - 1) + 1
 
 

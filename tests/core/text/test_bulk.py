@@ -175,6 +175,10 @@ def test_long_runs_take_bounded_time(trained, unit):
     assert trained["bpe"].decode(ids.tolist()) == text
 
 
+def test_white_space_that_tiktoken_gives_up_on_is_encoded_all_the_same(trained):
+    assert same(trained["bpe"], ["a b", " " * 1_500_000 + "x", "c"]).name == "tiktoken"
+
+
 def test_every_code_point_is_cut_alike_by_both_libraries(trained):
     tokenizer = patterned(trained["bpe"], PATTERNS["llama3"].pattern)
     points = [chr(c) for c in range(0x80, 0x110000) if unicodedata.category(chr(c)) not in ("Cs", "Cn", "Co")]
