@@ -35,7 +35,7 @@ def eval_ppl(
     documents: Annotated[Literal["file", "line"], "Plain text: a document each file, or each line."] = "file",
     errors: Annotated[Errors, "Bytes that are not UTF-8: stop there, or put U+FFFD in their place."] = "strict",
     limit: Annotated[int | None, "Score no more than so many documents."] = None,
-    batch_tokens: Annotated[int, "Tokens in one pass of the model; the results do not depend on it."] = 8192,
+    batch_tokens: Annotated[int, "Tokens in one pass of the model; decides speed and memory."] = 8192,
     fail_over: Annotated[float | None, "End with exit code 6 if the perplexity is above this."] = None,
 ) -> None:
     """Report a model's perplexity on text.

@@ -39,7 +39,7 @@ def generate(
     stop: Annotated[tuple[str, ...], "End before this text; repeatable."] = (),
     special: Annotated[bool, "Read special tokens typed in a prompt as such, and show those that are written."] = False,
     seed: Annotated[int, "Of the random choices; each completion has a stream of its own."] = 0,
-    batch_size: Annotated[int, "Completions made at a time; the results do not depend on it."] = 16,
+    batch_size: Annotated[int, "Completions made at a time; in fp32 the results do not depend on it."] = 16,
 ) -> None:
     """Continue prompts with a model.
 

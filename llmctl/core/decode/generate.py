@@ -16,6 +16,7 @@ from llmctl.errors import UserError
 from llmctl.spec.sample import Sampling
 
 Finish = Literal["stop", "length"]
+SPARE = 256  # tokens after the prompt that a cache has room for at first
 
 
 class Token(NamedTuple):
@@ -180,7 +181,8 @@ class _State:
         pads = torch.tensor([longest - len(p) for p in prompts], device=device)  # (B,)
         places = torch.arange(longest, device=device) - pads[:, None]  # (B, T), negative in the padding
         segments = (places >= 0).long() if any(len(p) < longest for p in prompts) else None
-        self.cache = KVCache.allocate(model.config, len(prompts), longest + room, device, self.dtype)
+        self.most = longest + room
+        self.cache = KVCache.allocate(model.config, len(prompts), min(self.most, longest + SPARE), device, self.dtype)
         hidden = model(tokens, positions=places.clamp(min=0), segments=segments, cache=self.cache)  # (B, T, D)
         self.logits = model.head(hidden[:, -1]).float()  # (B, V)
         self.next = longest - pads
@@ -234,8 +236,23 @@ class _State:
     @torch.inference_mode()
     def advance(self) -> None:
         """Read the tokens just chosen, and leave the logits after them."""
+        if self.cache.length == self.cache.capacity:
+            self._grow()
         hidden = self.model(self.tokens[:, None], positions=self.next[:, None], cache=self.cache)  # (B, 1, D)
         self.logits = self.model.head(hidden[:, 0]).float()  # (B, V)
         if self.seen is not None:
             self.seen.scatter_(1, self.tokens[:, None], True)
         self.next, self.steps = self.next + 1, self.steps + 1
+
+    def _grow(self) -> None:
+        """Twice the room in the cache: few completions are as long as they may be."""
+        held = self.cache
+        layers, rows, heads, capacity, dim = held.keys.shape
+        shape = (layers, rows, heads, min(2 * capacity, self.most), dim)
+        keys, values = held.keys.new_empty(shape), held.values.new_empty(shape)
+        keys[:, :, :, :capacity], values[:, :, :, :capacity] = held.keys, held.values
+        marks = None
+        if held.segments is not None:
+            marks = held.segments.new_ones(rows, shape[3])
+            marks[:, :capacity] = held.segments
+        self.cache = KVCache(keys, values, held.length, marks)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from llmctl.core.decode import generate as module
 from llmctl.core.decode.generate import Completion, complete, generate
 from llmctl.core.decode.sample import stream_key
 from llmctl.errors import UserError
@@ -51,6 +52,14 @@ def test_a_batch_gives_each_row_what_it_gets_alone(kind, sampling):
     assert len({len(ids) for ids in together[0]}) > 1
     backwards = tokens_of(model, PROMPTS[::-1], sampling, keys[::-1], eos=eos)
     assert together == tuple(part[::-1] for part in backwards)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_cache_that_grows_changes_nothing(kind, monkeypatch):
+    model = make_model(kind)
+    wanted = tokens_of(model, PROMPTS, WARM)
+    monkeypatch.setattr(module, "SPARE", 1)
+    assert tokens_of(model, PROMPTS, WARM) == wanted
 
 
 def test_samples_of_one_prompt_differ_by_their_keys_alone():
