@@ -55,12 +55,9 @@ def _directory(
     tokens = Tokens.open(directory)
     if split not in tokens.splits:
         raise UserError(f"--split is {split!r}, wanted {' or '.join(tokens.splits)}.", code=Exit.USAGE)
-    if tokens.vocab > tokenizer.size:
-        raise UserError(
-            f"{directory} has ids up to {tokens.vocab - 1}, but the tokenizer only {tokenizer.size} tokens.",
-            "Leave --tokenizer out: the directory holds its own.",
-            Exit.MISMATCH,
-        )
+    if tokens.tokenizer_sha256 != tokenizer.sha256:
+        hint = "Leave --tokenizer out: the directory holds its own."
+        raise UserError(f"--tokenizer is not the one that made {directory}.", hint, Exit.MISMATCH)
     for ids in islice(documents_of(tokens.splits[split]), limit):
         console.jsonl({"text": tokenizer.decode(ids, skip_special=not special)})
 

@@ -89,12 +89,13 @@ def _shard(
         with output as partial:
             from llmctl.core.data.encode import write_shards
             from llmctl.core.data.read import read_texts
+            from llmctl.core.data.streams import spooled
             from llmctl.core.text.threads import use_threads
             from llmctl.core.text.tokenizer import Tokenizer
 
             threads = use_threads(threads)
             if source is None:
-                texts = _spooled(texts, partial)
+                texts = spooled(texts, partial / ".stdin")
                 tokenizer = _trained(texts, training, sharding, reading, console)
             else:
                 tokenizer = Tokenizer.open(source)
@@ -119,34 +120,15 @@ def _trained(
     return tokenizer
 
 
-def _spooled(texts: list[str], partial: Path) -> list[str]:
-    """The same, with stdin copied to a file, since it is read twice: to train the tokenizer, and to encode."""
-    if "-" not in texts:
-        return texts
-    import shutil
-
-    from llmctl.core.data.streams import opened
-
-    spool = partial / ".stdin"
-    with opened("-") as stream, open(spool, "wb") as file:
-        shutil.copyfileobj(stream, file, 1 << 20)
-    return [str(spool) if text == "-" else text for text in texts]
-
-
 def _metrics(partial: Path, console: "Console", sharding: Sharding) -> dict[str, Any]:
     """What was written, and a warning if nothing was held out."""
     from llmctl.core.data.shards import Tokens
 
-    tokens = Tokens.open(partial)
-    if sharding.held_out and not tokens.splits["heldout"].documents:
-        count = tokens.splits["train"].documents
+    metrics = Tokens.open(partial).summary()
+    if sharding.held_out and not metrics["heldout"]["documents"]:
+        count = metrics["train"]["documents"]
         console.warn(f"none of the {count} documents fell into the held-out share of {sharding.held_out}: raise it.")
-    splits = {
-        name: {"documents": split.documents, "tokens": split.tokens, "bytes": split.bytes}
-        for name, split in tokens.splits.items()
-    }
-    size, count = (sum(split[key] for split in splits.values()) for key in ("bytes", "tokens"))
-    return {"vocab": tokens.vocab, "bytes_per_token": size / count, **splits}
+    return metrics
 
 
 def _print(source: Path, texts: tuple[str, ...], prompt: tuple[str, ...], reading: Reading, shown: Shown) -> None:
@@ -193,5 +175,5 @@ def _table(console: "Console", document: "Document", tokenizer: "Tokenizer") -> 
     if rest := stream.flush():
         rows.append(("", "", repr(rest)[1:-1]))
     size = len(document.text.encode())
-    title = f"{document.source}: {len(ids):,} tokens, {size:,} bytes, {size / max(1, len(ids)):.2f} bytes a token"
-    return console.table(title, ("id", "token", "text"), rows)
+    console.say(f"{document.source}: {len(ids):,} tokens, {size:,} bytes, {size / max(1, len(ids)):.2f} bytes a token")
+    return console.table("", ("id", "token", "text"), rows)

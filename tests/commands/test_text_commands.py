@@ -84,6 +84,9 @@ def test_a_directory_of_tokens_turns_back_into_its_documents(run, tmp_path, corp
     found = [jsonl(run("detokenize", "tokens", "--split", split).stdout) for split in ("train", "heldout")]
     texts = [record["text"] for part in found for record in part]
     assert sorted(texts) == sorted(record["text"] for record in jsonl(corpus_file.read_text()))
+    run("train-tokenizer", corpus_file, "-o", "other", "--algorithm", "byte")
+    other = run("detokenize", "tokens", "--tokenizer", "other")
+    assert other.returncode == 4 and "not the one that made tokens" in other.stderr
     special = run("detokenize", "tokens", "--special", "--limit", 1).stdout
     assert jsonl(special)[0]["text"].endswith("<|endoftext|>")
 

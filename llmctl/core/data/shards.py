@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -202,6 +203,15 @@ class Tokens:
             raise UserError(f"{file} cannot be read: {error!r}.", "Make the directory again.", Exit.MISMATCH) from error
         _check(path, sizes)
         return tokens
+
+    def summary(self) -> dict[str, Any]:
+        """Counts for a report: vocabulary, bytes of text a token, and documents, tokens and bytes of each split."""
+        splits = {
+            name: {"documents": split.documents, "tokens": split.tokens, "bytes": split.bytes}
+            for name, split in self.splits.items()
+        }
+        size, count = (sum(split[key] for split in splits.values()) for key in ("bytes", "tokens"))
+        return {"vocab": self.vocab, "bytes_per_token": size / max(1, count), **splits}
 
     def check_ids(self) -> None:
         """Reads every id.

@@ -4,10 +4,12 @@ import bz2
 import gzip
 import io
 import lzma
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 from llmctl.errors import UserError
@@ -45,6 +47,15 @@ def opened(path: str) -> Iterator[io.BufferedReader]:
         raise UserError(f"{name} is damaged or cut short: {error}.", "Make or fetch the file again.") from error
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}.") from error
+
+
+def spooled(paths: list[str], spool: Path) -> list[str]:
+    """The same paths, with stdin copied to a file, for those who read it twice."""
+    if "-" not in paths:
+        return paths
+    with opened("-") as stream, open(spool, "wb") as file:
+        shutil.copyfileobj(stream, file, BUFFER)
+    return [str(spool) if path == "-" else path for path in paths]
 
 
 def _zstd(stream: BinaryIO, broken: list[type[Exception]]) -> io.RawIOBase:

@@ -84,6 +84,8 @@ class Tokenizer:
             )
         else:
             raise UserError(f"{directory} has no tokenizer.json.", "Name a directory that holds one.")
+        if path.is_file() and path.name != "tokenizer.json":
+            return cls(backend, {})  # what lies beside it may be of another tokenizer
         config = _read_object(directory / "special_tokens_map.json")
         config.update(_read_object(directory / "tokenizer_config.json"))
         return cls(backend, config, directory)
@@ -96,8 +98,9 @@ class Tokenizer:
         if "tokenizer.json" not in kept:
             (directory / "tokenizer.json").write_text(self.backend.to_str(pretty=True) + "\n", encoding="utf-8")
         if self.source is None:
-            names = {role: value for role, value in self.config.items() if role.endswith("_token")}
-            _write_object(directory / "tokenizer_config.json", self.config)
+            config = self.config or self._described()
+            names = {role: value for role, value in config.items() if role.endswith("_token")}
+            _write_object(directory / "tokenizer_config.json", config)
             _write_object(directory / "special_tokens_map.json", names)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -119,7 +122,8 @@ class Tokenizer:
         try:
             return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
         except TypeError as error:
-            raise UserError("the text holds half a surrogate pair, so it is not valid UTF-8.") from error
+            hint = "It was not valid UTF-8 where it came from: convert it with iconv."
+            raise UserError("the text holds half a surrogate pair, so it is not UTF-8.", hint) from error
 
     def decode(self, ids: list[int], skip_special: bool = True) -> str:
         """The text of ids; ids that the tokenizer does not know are left out."""
@@ -162,6 +166,12 @@ class Tokenizer:
     @cached_property
     def _trusting(self) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(self.backend.to_str())
+
+    def _described(self) -> dict:
+        """A tokenizer_config.json for a tokenizer that came without one."""
+        ids = {role: getattr(self, role) for role in USUAL}
+        names = {f"{role}_token": self.token(id) for role, id in ids.items() if id is not None}
+        return {"tokenizer_class": "PreTrainedTokenizerFast", **names, "clean_up_tokenization_spaces": False}
 
     def _role(self, role: str) -> int | None:
         """The id of a special token by what the config says or, if there is no config, by its usual names."""

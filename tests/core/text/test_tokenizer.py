@@ -94,6 +94,19 @@ def test_a_file_alone_is_opened_too(tmp_path, plain):
     assert Tokenizer.open(tmp_path / "tokenizer.json").eos == tokenizer.eos == 258
 
 
+def test_a_file_of_another_name_is_saved_as_what_it_is(tmp_path, plain, trained):
+    plain.save(str(tmp_path / "mine.json"))
+    trained["bpe"].save(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    tokenizer = Tokenizer.open(tmp_path / "mine.json")
+    tokenizer.save(out)
+    assert Tokenizer.open(out).sha256 == tokenizer.sha256 != trained["bpe"].sha256
+    assert Tokenizer.open(out).eos == tokenizer.eos == 257
+    transformers = pytest.importorskip("transformers")
+    assert transformers.AutoTokenizer.from_pretrained(out).eos_token == "</s>"
+
+
 def test_saving_what_was_opened_keeps_its_files_byte_for_byte(tmp_path, plain):
     written(tmp_path, plain, tokenizer_config={"eos_token": "</s>", "odd": [1]})
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
