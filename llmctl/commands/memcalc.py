@@ -181,13 +181,12 @@ def _notes(setting: Setting, report: dict[str, Any]) -> dict[str, str]:
     held = "fp32" if setting.autocast else setting.dtype
     if setting.quantize != "none":
         held = setting.quantize
-    rows = min(setting.loss_chunk or 0, setting.batch * report["sequence"])
     return {
         "weights": held + (f", adapters of rank {setting.lora_rank}" if setting.lora_rank else ""),
         "optimizer": setting.optimizer,
         "master_weights": "fp32",
         "activations": ("kept for the backward pass" if training else "of the layer at work"),
-        "logits": (f"{rows:,} tokens at a time" if rows else "all tokens") if training else "of the last tokens",
+        "logits": ("of all tokens" if setting.loss_chunk == 0 else "of a chunk") if training else "of the last tokens",
         "kv_cache": f"{report['kv_cache_bytes_per_token']:,} bytes a token",
         "total": f"shared out by ZeRO {setting.zero}" if setting.zero and setting.devices > 1 else "",
     }

@@ -10,7 +10,7 @@ from llmctl.spec import activations
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.quantized import packing_of
 from llmctl.spec.setting import ELEMENT, Setting
-from llmctl.spec.sizes import adapter_parameters, layer_shapes, linears, parameters, shapes
+from llmctl.spec.sizes import adapter_parameters, layer_shapes, linears, outer_shapes, parameters
 
 Solvable = Literal["batch", "sequence", "lora-rank"]
 LARGEST = 2**40  # where `solve` stops
@@ -150,8 +150,8 @@ def _stage(config: ModelConfig, setting: Setting, stage: str) -> Memory:
     states = _states(setting, tensors, config)
     sequence = setting.sequence or config.context
     tokens = setting.batch * sequence
-    element, vocab = ELEMENT[setting.dtype], ceil(config.vocab / setting.tensor_parallel)
     if setting.mode == "inference":
+        element, vocab = ELEMENT[setting.dtype], ceil(config.vocab / setting.tensor_parallel)
         one = kv_cache(config, sequence, element, setting.tensor_parallel, layers)
         return replace(
             states,
@@ -159,29 +159,32 @@ def _stage(config: ModelConfig, setting: Setting, stage: str) -> Memory:
             logits=setting.batch * vocab * (element + 4) if stage != "first" else 0,
             kv_cache=setting.batch * one,
         )
-    parts = _activations(config, setting, stage, tokens, sequence) | _copies(setting, tensors)
-    scored = min(setting.loss_chunk or tokens, tokens)
-    return replace(
-        states,
-        activations=sum(parts.values()),
-        logits=scored * vocab * activations.of_a_logit(setting) if stage != "first" else 0,
-        parts=tuple(parts.items()),
-    )
+    parts = _kept(config, setting, stage, tokens, sequence, layers)
+    copies = _copies(setting, tensors)
+    logits = 0
+    if stage != "first":
+        logits = activations.logits(config, setting, tokens)
+        parts["gradient of the head"] = activations.head_gradient(config, setting)
+        parts["at work in the loss"] = activations.in_the_loss(config, setting, tokens, sequence)
+    later = activations.in_the_backward_pass(config, setting, tokens, sequence, layers)
+    if setting.recompute and setting.zero < 3:  # by then the other layers' copies are gone
+        later -= sum(copies.values()) * (held - 1) // held
+    parts["at work in the backward pass, beyond that"] = later - logits - parts.get("at work in the loss", 0)
+    parts = {name: size for name, size in (parts | copies).items() if size > 0}
+    return replace(states, activations=sum(parts.values()), logits=logits, parts=tuple(parts.items()))
 
 
-def _activations(config: ModelConfig, setting: Setting, stage: str, tokens: int, sequence: int) -> dict[str, int]:
+def _kept(
+    config: ModelConfig, setting: Setting, stage: str, tokens: int, sequence: int, layers: range
+) -> dict[str, int]:
     """Bytes kept for the backward pass, by component."""
     in_flight = setting.pipeline_parallel if stage == "first" else 1
-    held = ceil(config.layers / setting.pipeline_parallel)
-    one = activations.layer(config, setting, sequence)
-    ends = activations.outside(config, setting)
-    if setting.recompute:
-        parts = {"inputs of the layers": in_flight * held * activations.boundary(config, setting)}
-        parts["one layer computed again"] = sum(one.values())
-    else:
-        parts = {name: in_flight * held * size for name, size in one.items()}
-    parts["before and after the layers"] = sum(in_flight * size for end, size in ends.items() if stage in (end, "only"))
-    return {name: ceil(tokens * size) for name, size in parts.items() if size}
+    every = {"inputs of the layers": len(layers) * activations.boundary(config, setting)}
+    if not setting.recompute:
+        every = activations.of_layers(config, setting, sequence, layers)
+    ends = activations.outside(config, setting, sequence)
+    every["before and after the layers"] = sum(size for end, size in ends.items() if stage in (end, "only"))
+    return {name: ceil(in_flight * tokens * size) for name, size in every.items()}
 
 
 def _copies(setting: Setting, tensors: list["_Tensor"]) -> dict[str, int]:
@@ -191,7 +194,8 @@ def _copies(setting: Setting, tensors: list["_Tensor"]) -> dict[str, int]:
         one = sum(prod(tensor.shape) for tensor in tensors if tensor.layer == min(layers))
         return {"gathered layers": 2 * one * ELEMENT[setting.dtype]}  # the one at work and the next, fetched ahead
     if setting.autocast:
-        return {"16-bit copies of the weights": 2 * sum(prod(tensor.shape) for tensor in tensors if tensor.multiplied)}
+        count = sum(prod(tensor.shape) for tensor in tensors if tensor.layer is not None and tensor.kind != "vector")
+        return {"16-bit copies of the weights": 2 * count}
     return {}
 
 
@@ -202,35 +206,24 @@ class _Tensor:
     kind: str
     layer: int | None
     shape: tuple[int, ...]
-    multiplied: bool
 
 
 def _tensors(config: ModelConfig, setting: Setting, stage: str, layers: range) -> Iterator[_Tensor]:
     """Everything on a device; a tied head is a second copy where the pipeline puts it on another stage."""
     t, matrices = setting.tensor_parallel, linears(config)
-    rest = {
-        name: shape
-        for name, shape in shapes(config.resized(layers=1, window_layers=None)).items()
-        if ".layers." not in name
-    }
-    for name, shape in rest.items():
+    for name, shape in outer_shapes(config).items():
         start = name.startswith("embed.")
         if stage in ("only", "first" if start else "last"):
             whole = name in ("embed.tokens.weight", "head.weight")
             kind = {"embed.tokens.weight": "embed", "head.weight": "head"}.get(name, "vector")
-            yield _Tensor(
-                kind,
-                None,
-                (ceil(shape[0] / t), *shape[1:]) if whole else shape,
-                kind == "head" or (kind == "embed" and config.tie),
-            )
+            yield _Tensor(kind, None, (ceil(shape[0] / t), *shape[1:]) if whole else shape)
     if config.tie and stage == "last":
-        yield _Tensor("head", None, (ceil(config.vocab / t), config.width), True)
+        yield _Tensor("head", None, (ceil(config.vocab / t), config.width))
     for name, shape in layer_shapes(config).items():
         short = name.split(".")[1] if name.split(".")[1] in matrices else ""
         local = _split(short, shape, t, config)
         for layer in layers:
-            yield _Tensor(short if len(shape) == 2 else "vector", layer, local, len(shape) == 2)
+            yield _Tensor(short if len(shape) == 2 else "vector", layer, local)
 
 
 def _split(name: str, shape: tuple[int, ...], t: int, config: ModelConfig) -> tuple[int, ...]:

@@ -52,7 +52,7 @@ class TrainPlan:
         Args:
             corpus: training tokens there are.
             dtype: of the arithmetic.
-            memory: bytes of the device; None: of this machine.
+            memory: bytes of the GPU; None: on the CPU, with the memory of this machine.
             most_tokens: of a micro-batch that is picked here; None: as many as fit.
 
         Raises:
@@ -70,7 +70,13 @@ class TrainPlan:
 
         def needed(micro: int) -> Memory:
             setting = Setting(
-                batch=micro, sequence=block, dtype=dtype, optimizer=config.optimizer, recompute=config.recompute
+                batch=micro,
+                sequence=block,
+                dtype=dtype,
+                optimizer=config.optimizer,
+                recompute=config.recompute,
+                device="cpu" if memory is None else "cuda",
+                packed=not config.cross_document,
             )
             return estimate(model, setting)
 

@@ -10,11 +10,11 @@ from llmctl.spec.quantized import Quantized
 Mode = Literal["training", "inference"]
 Dtype = Literal["fp32", "bf16", "fp16"]
 Precision = Literal["autocast", "mixed", "pure"]
+Device = Literal["cuda", "cpu"]
 Implementation = Literal["llmctl", "hf", "megatron"]
 States = Literal["adamw", "adamw8bit", "sgd", "sgd-momentum", "adafactor", "muon"]
 
 ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes of one number
-LOSS_CHUNK = 1024  # tokens whose logits exist at once in llmctl's own loss
 TARGETS = ("q", "k", "v", "out", "gate", "up", "down")
 
 
@@ -40,9 +40,15 @@ class Setting:
     ] = "autocast"
     gradients_fp32: Annotated[bool, "With mixed: accumulate gradients in fp32."] = False
     optimizer: Annotated[States, "Whose states are held for every trained parameter."] = "adamw"
+    device: Annotated[
+        Device, "Whose kernels: on a CPU llmctl keeps the attention weights of rows up to 1024 tokens."
+    ] = "cuda"
+    packed: Annotated[bool, "Rows hold several documents that do not see each other, as in pretrain."] = False
     recompute: Annotated[bool, "Keep each layer's input only and compute the rest again in the backward pass."] = False
     fused_attention: Annotated[bool, "Attention that never writes the (sequence, sequence) scores."] = True
-    loss_chunk: Annotated[int, "Tokens whose logits exist at once; 0: all of them."] = LOSS_CHUNK
+    loss_chunk: Annotated[
+        int | None, "Tokens whose logits exist at once; 0: all; default: as many as llmctl takes."
+    ] = None
     lora_rank: Annotated[int, "Train adapters of this rank on a frozen model; 0: train everything."] = 0
     lora_targets: Annotated[tuple[str, ...], f"Matrices with an adapter, of {' '.join(TARGETS)}."] = TARGETS
     quantize: Annotated[
@@ -65,7 +71,7 @@ class Setting:
             for name, good, wanted in (
                 ("batch", self.batch >= 1, "1 or more"),
                 ("sequence", self.sequence is None or self.sequence >= 1, "1 or more"),
-                ("loss_chunk", self.loss_chunk >= 0, "0 or more"),
+                ("loss_chunk", self.loss_chunk is None or self.loss_chunk >= 0, "0 or more"),
                 ("lora_rank", self.lora_rank >= 0, "0 or more"),
                 ("zero", 0 <= self.zero <= 3, "0, 1, 2 or 3"),
                 ("data_parallel", self.data_parallel >= 1, "1 or more"),

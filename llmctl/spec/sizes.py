@@ -24,13 +24,20 @@ def linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of `core.model.Transformer`, by its name there; a tied head is absent."""
+    found = outer_shapes(config)
+    first = {name: shape for name, shape in found.items() if name.startswith("embed.")}
+    for layer in range(config.layers):
+        first |= layer_shapes(config, f"decoder.layers.{layer}.")
+    return first | found
+
+
+def outer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters outside the layers: embedding, last norm, head."""
     found: dict[str, tuple[int, ...]] = {"embed.tokens.weight": (config.vocab, config.width)}
     if config.position == "learned":
         found["embed.positions.weight"] = (config.context, config.width)
     if config.embed_norm:
         found |= _norm("embed.norm", config.width, config)
-    for layer in range(config.layers):
-        found |= layer_shapes(config, f"decoder.layers.{layer}.")
     found |= _norm("decoder.norm", config.width, config)
     if not config.tie:
         found["head.weight"] = (config.vocab, config.width)
@@ -59,8 +66,7 @@ def layer_shapes(config: ModelConfig, prefix: str = "") -> dict[str, tuple[int, 
 def parameters(config: ModelConfig) -> int:
     """How many numbers the model learns; a tied head counts once."""
     one = sum(map(prod, layer_shapes(config).values()))
-    rest = sum(prod(shape) for name, shape in shapes(config.resized(layers=1)).items() if ".layers." not in name)
-    return rest + config.layers * one
+    return sum(map(prod, outer_shapes(config).values())) + config.layers * one
 
 
 def matrix_parameters(config: ModelConfig) -> int:
