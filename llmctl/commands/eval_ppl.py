@@ -42,7 +42,8 @@ def eval_ppl(
 
     Each document is scored on its own, in overlapping windows: every token once, after at least window - stride
     tokens where there are so many. A document begins after the beginning-of-text token, or if there is none, the
-    end-of-text token. Bits per byte compare models of different tokenizers.
+    end-of-text token. Bits per byte compare models of different tokenizers. The arithmetic is in the
+    checkpoint's own dtype unless --dtype says otherwise.
     """
     reading = Reading(field=field, format=format, documents=documents, errors=errors, limit=limit)
     path = model_path(model)

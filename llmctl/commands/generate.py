@@ -45,7 +45,8 @@ def generate(
 
     Of one plain prompt, stdout is exactly the completion, and a terminal sees it grow. Of several, or with --n, each
     completion ends with a newline; --json tells them apart, a record each. JSON records come back in their order with
-    `completion` (with --n a list, `completions`), `finish_reason` and `usage` added.
+    `completion` (with --n a list, `completions`), `finish_reason` and `usage` added. The arithmetic is in the
+    checkpoint's own dtype unless --dtype says otherwise.
     """
     wrong = {
         "--stop is empty": "" in stop,

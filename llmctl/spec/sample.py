@@ -10,10 +10,10 @@ Format = Literal["auto", "lines", "jsonl", "text"]  # how a file holds prompts
 
 @dataclass(frozen=True)
 class Sampling:
-    """Options of decoding; greedy when the temperature is 0.
+    """Choice of tokens.
 
-    A temperature left out is 0, unless something is asked for that only makes sense when sampling (a filter, or more
-    than one completion); then it is 1. After construction it is always a number.
+    Greedy when the temperature is 0. A temperature left out is 0, unless something is asked for that only makes
+    sense when sampling (a filter, or more than one completion); then it is 1. After construction it is a number.
 
     Raises:
         UserError: a value out of range.
