@@ -20,6 +20,7 @@ from llmctl.commands.detokenize import detokenize
 from llmctl.commands.eval_ppl import eval_ppl
 from llmctl.commands.generate import generate
 from llmctl.commands.memcalc import memcalc
+from llmctl.commands.plot import plot
 from llmctl.commands.pretrain import pretrain
 from llmctl.commands.tokenize import tokenize
 from llmctl.commands.train_tokenizer import train_tokenizer
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "eval-ppl": eval_ppl,
     "memcalc": memcalc,
+    "plot": plot,
     "completion": completion,
 }
 

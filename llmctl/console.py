@@ -135,6 +135,11 @@ class Console:
             task = progress.add_task(label, total=total, count="", rate="", notes="")
             yield Bar(total, unit, lambda done, **texts: progress.update(task, completed=done, **texts))
 
+    @property
+    def colors(self) -> bool:
+        """Whether stdout is a terminal that may be written to in color."""
+        return self._terminal(sys.stdout)
+
     def _terminal(self, stream: IO[str] | None) -> bool:
         """Whether the stream is a terminal that can move its cursor, and the user lets us."""
         environment = os.environ
