@@ -1,5 +1,6 @@
 """What spec/memory predicts beside what the model, its loss and its optimizer hold."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import accumulate
 from math import prod
@@ -53,8 +54,8 @@ def batch(config: ModelConfig, rows: int, block: int) -> Batch:
     return Batch(tokens, tokens.roll(-1, 1), places % half, 1 + places // half, rows * block)
 
 
-def saved(model: Transformer, setting: Setting, given: Batch) -> int:
-    """Bytes of the storages that autograd keeps between forward and backward, those of parameters left out."""
+def kept_storages(model: torch.nn.Module, forward: Callable[[], object]) -> list[torch.UntypedStorage]:
+    """What autograd keeps between the forward and the backward pass, parameters left out."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -64,10 +65,16 @@ def saved(model: Transformer, setting: Setting, given: Batch) -> int:
             kept[storage.data_ptr()] = storage  # held here, so that no other takes its address
         return tensor
 
-    cast = torch.autocast("cpu", torch.bfloat16) if setting.autocast else nullcontext()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), cast:
-        clm(model, given, cross_document=not setting.packed)
-    return sum(storage.nbytes() for storage in kept.values())
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return list(kept.values())
+
+
+def saved(model: Transformer, setting: Setting, given: Batch) -> int:
+    """Bytes that autograd keeps of a model's forward pass and loss."""
+    with torch.autocast("cpu", torch.bfloat16) if setting.autocast else nullcontext():
+        kept = kept_storages(model, lambda: clm(model, given, cross_document=not setting.packed))
+    return sum(storage.nbytes() for storage in kept)
 
 
 def predicted(config: ModelConfig, setting: Setting) -> int:
@@ -95,7 +102,7 @@ def test_long_rows_keep_what_their_kernel_of_attention_keeps(name, block, packed
     assert saved(made(config), setting, batch(config, 1, block)) == pytest.approx(predicted(config, setting), rel=SLACK)
 
 
-def peak(work) -> int:
+def peak(work: Callable[[], None]) -> int:
     """The most bytes that the allocator has handed out at once while `work` ran, more than when it began."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
