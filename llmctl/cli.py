@@ -135,9 +135,9 @@ def _guarded(work: Callable[[], int]) -> int:
 
             traceback.print_exc()
         told = error if isinstance(error, UserError) else _told(error)
+        command = next((word for word in sys.argv[1:] if word in COMMANDS), "")
         _say(f"error: {_line(told.problem)}")
-        if told.hint:
-            _say(f"hint:  {_line(told.hint)}")
+        _say(f"hint:  {_line(told.hint or f'See llmctl {command} --help.'.replace('  ', ' '))}")
         return told.code
 
 

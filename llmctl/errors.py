@@ -23,7 +23,7 @@ class UserError(Exception):
 
     Args:
         problem: what is wrong: the flag, file or tensor, the value found and the value wanted.
-        hint: the next thing to type or to look at; "" leaves the second line out.
+        hint: the next thing to type or to look at; "" points to the help of the command.
         code: exit code of the process.
     """
 

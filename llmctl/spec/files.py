@@ -29,11 +29,11 @@ def read_json(path: Path, what: str = "JSON file") -> dict[str, Any]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; wanted {what}.") from error
+        raise UserError(f"{path}: {error.strerror}; wanted {what}.", "Check the path.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not {what}: {error}.", "It may be cut short; make or fetch it again.") from error
     if not isinstance(data, dict):
-        raise UserError(f"{path} is not {what}: it holds a {type(data).__name__}, not an object.")
+        raise UserError(f"{path} is not {what}: it holds a {type(data).__name__}, not an object.", "Name another.")
     return data
 
 
