@@ -38,7 +38,7 @@ _llmctl() {
         "train-tokenizer --algorithm") _llmctl_words "bpe wordpiece unigram word char byte"; return ;;
         "train-tokenizer --vocab-size"|"train-tokenizer --special"|"train-tokenizer --min-frequency"|"train-tokenizer --field"|"train-tokenizer --limit"|"train-tokenizer --threads") :; return ;;
         "train-tokenizer --normalize") _llmctl_words "none nfc nfkc lower"; return ;;
-        "train-tokenizer --words") _llmctl_words "gpt2 llama3"; return ;;
+        "train-tokenizer --words") _llmctl_words "gpt2 llama3 qwen2"; return ;;
         "train-tokenizer --format") _llmctl_words "auto text jsonl csv tsv parquet"; return ;;
         "train-tokenizer --documents") _llmctl_words "auto file line"; return ;;
         "train-tokenizer --errors") _llmctl_words "strict replace"; return ;;
@@ -46,7 +46,7 @@ _llmctl() {
         "tokenize --algorithm") _llmctl_words "bpe wordpiece unigram word char byte"; return ;;
         "tokenize --vocab-size"|"tokenize --special"|"tokenize --min-frequency"|"tokenize --held-out"|"tokenize --shard-tokens"|"tokenize --field"|"tokenize --limit"|"tokenize -p"|"tokenize --prompt"|"tokenize --threads") :; return ;;
         "tokenize --normalize") _llmctl_words "none nfc nfkc lower"; return ;;
-        "tokenize --words") _llmctl_words "gpt2 llama3"; return ;;
+        "tokenize --words") _llmctl_words "gpt2 llama3 qwen2"; return ;;
         "tokenize --format") _llmctl_words "auto text jsonl csv tsv parquet"; return ;;
         "tokenize --documents") _llmctl_words "auto file line"; return ;;
         "tokenize --errors") _llmctl_words "strict replace"; return ;;

@@ -23,7 +23,7 @@ def corpus(
     The same Python writes the same bytes each time. About 3, 11 and 1 MB.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"--limit is {limit}, wanted 1 or more.", code=Exit.USAGE)
+        raise UserError(f"--limit is {limit}, wanted 1 or more.", "Leave it out to write all.", Exit.USAGE)
     from itertools import islice
 
     from llmctl.console import Console

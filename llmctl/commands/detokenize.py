@@ -29,10 +29,12 @@ def detokenize(
     back as JSON lines with `text`; lines of numbers come back as text, each with a line end.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"--limit is {limit}, wanted 1 or more.", code=Exit.USAGE)
+        raise UserError(f"--limit is {limit}, wanted 1 or more.", "Leave it out to write all.", Exit.USAGE)
     directory = Path(file) if file != "-" and Path(file).is_dir() else None
     if tokenizer is None and directory is None:
-        raise UserError(f"--tokenizer is missing: {file} does not say what its ids mean.", code=Exit.USAGE)
+        raise UserError(
+            f"--tokenizer is missing: {file} does not say what its ids mean.", "Add --tokenizer DIR.", Exit.USAGE
+        )
     source = directory if tokenizer is None else model_path(tokenizer)
     from llmctl.console import Console
     from llmctl.core.text.tokenizer import Tokenizer
@@ -54,7 +56,7 @@ def _directory(
 
     tokens = Tokens.open(directory)
     if split not in tokens.splits:
-        raise UserError(f"--split is {split!r}, wanted {' or '.join(tokens.splits)}.", code=Exit.USAGE)
+        raise UserError(f"--split is {split!r}, wanted {' or '.join(tokens.splits)}.", "See tokens.json.", Exit.USAGE)
     if tokens.tokenizer_sha256 != tokenizer.sha256:
         hint = "Leave --tokenizer out: the directory holds its own."
         raise UserError(f"--tokenizer is not the one that made {directory}.", hint, Exit.MISMATCH)

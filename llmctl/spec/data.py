@@ -8,7 +8,7 @@ from llmctl.errors import Exit, UserError
 
 Algorithm = Literal["bpe", "wordpiece", "unigram", "word", "char", "byte"]
 Normalize = Literal["none", "nfc", "nfkc", "lower"]
-Words = Literal["gpt2", "llama3"]
+Words = Literal["gpt2", "llama3", "qwen2"]
 Format = Literal["auto", "text", "jsonl", "csv", "tsv", "parquet"]
 Documents = Literal["auto", "file", "line"]
 Errors = Literal["strict", "replace"]
@@ -52,15 +52,15 @@ class TokenizerConfig:
     special: Annotated[tuple[str, ...], "A further special token, such as <|im_start|>; repeatable."] = ()
     min_frequency: Annotated[int, "Leave out what is seen less often (unigram and byte: no effect)."] = 2
     normalize: Annotated[Normalize, "Change the text before it is cut; all but none lose something."] = "none"
-    words: Annotated[Words, "bpe: how text is cut into words, within which tokens stay."] = "gpt2"
+    words: Annotated[Words, "bpe and unigram: how text is cut into words, which no token spans."] = "gpt2"
 
     def __post_init__(self) -> None:
         if self.min_frequency < 0:
-            raise UserError(f"--min-frequency is {self.min_frequency}, wanted 0 or more.", code=Exit.USAGE)
+            raise UserError(f"--min-frequency is {self.min_frequency}, wanted 0 or more.", "0 keeps all.", Exit.USAGE)
         names = self.specials
         if "" in names or len(set(names)) < len(names):
             twice = next(name for name in names if not name or names.count(name) > 1)
-            raise UserError(f"--special {twice!r} is empty or there already.", code=Exit.USAGE)
+            raise UserError(f"--special {twice!r} is empty or there already.", "Leave it out.", Exit.USAGE)
         least = len(names) + (BYTES if self.algorithm in WITH_BYTES else 1)
         if self.algorithm == "byte" and self.vocab_size not in (None, least):
             raise UserError(
@@ -104,7 +104,7 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit is {self.limit}, wanted 1 or more.", code=Exit.USAGE)
+            raise UserError(f"--limit is {self.limit}, wanted 1 or more.", "Leave it out to read all.", Exit.USAGE)
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,11 @@ class Sharding:
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out < 1:
-            raise UserError(f"--held-out is {self.held_out}, wanted 0 or more and less than 1.", code=Exit.USAGE)
+            raise UserError(
+                f"--held-out is {self.held_out}, wanted 0 or more and less than 1.", "0.01 is 1 %.", Exit.USAGE
+            )
         if self.shard_tokens < 1:
-            raise UserError(f"--shard-tokens is {self.shard_tokens}, wanted 1 or more.", code=Exit.USAGE)
+            raise UserError(f"--shard-tokens is {self.shard_tokens}, wanted 1 or more.", "1e8 is usual.", Exit.USAGE)
 
     def split(self, text: bytes) -> str:
         """ "train" or "heldout": decided by a hash of the document's UTF-8 bytes alone.

@@ -20,6 +20,10 @@ PIECE = 1 << 13  # characters: a longer one is cut at the first blank line after
 BLOCK = 1 << 20  # bytes read at a time
 BLANK = re.compile(r"\n(?:[^\S\n]*\n)+")
 
+NAME = "Name the field that holds the text: --field NAME"
+MEND = "Mend or remove it, or say how to read the file: --format text"
+REPLACE = "Convert the file with iconv, or pass --errors replace to put U+FFFD there."
+
 SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -49,10 +53,6 @@ class Document(NamedTuple):
     source: str
     record: dict | None = None
     error: str | None = None
-
-
-class BadRecord(ValueError):
-    """A record without a text; the message says where and why."""
 
 
 def read_texts(paths: Iterable[str], reading: Reading | None = None, go_on: bool = False) -> Iterator[Document]:
@@ -106,10 +106,7 @@ def _file(path: str, reading: Reading, go_on: bool) -> Iterator[Document]:
     name = "stdin" if path == "-" else path
     with opened(path) as stream:
         kind = _format(path, stream) if reading.format == "auto" else reading.format
-        try:
-            yield from READERS[kind](stream, name, reading, go_on)
-        except BadRecord as error:
-            raise UserError(str(error), _hint(reading)) from error
+        yield from READERS[kind](stream, name, reading, go_on)
 
 
 def _format(path: str, stream: io.BufferedReader) -> str:
@@ -198,7 +195,7 @@ def _not_utf8(name: str, line: int, error: UnicodeDecodeError) -> UserError:
     byte = error.object[error.start]
     return UserError(
         f"{name} line {line}: byte 0x{byte:02x} is not UTF-8.",
-        "Convert the file with iconv, or pass --errors replace to put U+FFFD there.",
+        REPLACE,
     )
 
 
@@ -208,7 +205,7 @@ def _jsonl(stream: io.BufferedReader, name: str, reading: Reading, go_on: bool) 
         try:
             lines = [orjson.dumps(record) for record in orjson.loads(stream.read())]
         except orjson.JSONDecodeError as error:
-            raise BadRecord(f"{name} is not JSON: {error}.") from error
+            raise UserError(f"{name} is not JSON: {error}.", MEND) from error
     else:
         lines = stream
     field, replace = reading.field, reading.errors == "replace"
@@ -221,28 +218,28 @@ def _jsonl(stream: io.BufferedReader, name: str, reading: Reading, go_on: bool) 
             if text.__class__ is not str:
                 raise TypeError
         except (ValueError, KeyError, TypeError) as error:
-            record, problem = _problem(line, field, error)
+            record, problem, hint = _problem(line, field, error)
             if not go_on:
-                raise BadRecord(f"{name} line {number} {problem}.") from error
+                raise UserError(f"{name} line {number} {problem}.", hint) from error
             yield Document("", f"{name}:{number}", record, f"line {number} {problem}")
         else:
             yield Document(text, f"{name}:{number}", record)
 
 
-def _problem(line: bytes, field: str, error: Exception) -> tuple[dict | None, str]:
-    """The record of a bad JSON line, if there is one, and what is wrong with it."""
+def _problem(line: bytes, field: str, error: Exception) -> tuple[dict | None, str, str]:
+    """The record of a bad JSON line, if there is one; what is wrong with it; what to do."""
     if isinstance(error, ValueError):
         try:
             line.decode()
         except UnicodeDecodeError as bad:
-            return None, f"is not UTF-8: byte 0x{line[bad.start]:02x} at offset {bad.start}"
-        return None, f"is not JSON: {error}"
+            return None, f"is not UTF-8: byte 0x{line[bad.start]:02x} at offset {bad.start}", REPLACE
+        return None, f"is not JSON: {error}", MEND
     record = orjson.loads(line)
     if not isinstance(record, dict):
-        return None, "is not a JSON object"
+        return None, "is not a JSON object", MEND
     if field not in record:
-        return record, f"has no field {field!r}, only {', '.join(map(repr, record)) or 'none'}"
-    return record, f"has a field {field!r} that is not text"
+        return record, f"has no field {field!r}, only {', '.join(map(repr, record)) or 'none'}", NAME
+    return record, f"has a field {field!r} that is not text", NAME
 
 
 def _csv(stream: io.BufferedReader, name: str, reading: Reading, go_on: bool) -> Iterator[Document]:
@@ -254,18 +251,18 @@ def _csv(stream: io.BufferedReader, name: str, reading: Reading, go_on: bool) ->
     try:
         if reading.field not in (rows.fieldnames or ()):
             found = ", ".join(map(repr, rows.fieldnames or ())) or "none"
-            raise BadRecord(f"{name} has no column {reading.field!r}, only {found}.")
+            raise UserError(f"{name} has no column {reading.field!r}, only {found}.", NAME)
         for row in rows:
             row.pop(None, None)  # what a row has beyond the header
             value = row[reading.field]
             if value is None and not go_on:
-                raise BadRecord(f"{name} line {rows.line_num} ends before column {reading.field!r}.")
+                raise UserError(f"{name} line {rows.line_num} ends before column {reading.field!r}.", MEND)
             problem = f"line {rows.line_num} ends before column {reading.field!r}" if value is None else None
             yield Document(value or "", f"{name}:{rows.line_num}", row, problem)
     except UnicodeDecodeError as error:
         raise _not_utf8(name, rows.line_num + 1 + error.object.count(b"\n", 0, error.start), error) from error
     except csv.Error as error:
-        raise BadRecord(f"{name} line {rows.line_num} is not CSV: {error}.") from error
+        raise UserError(f"{name} line {rows.line_num} is not CSV: {error}.", MEND) from error
     finally:
         text.detach()
 
@@ -281,17 +278,17 @@ def _parquet(stream: io.BufferedReader, name: str, reading: Reading, go_on: bool
         file = parquet.ParquetFile(stream)
         if reading.field not in file.schema_arrow.names:
             found = ", ".join(map(repr, file.schema_arrow.names))
-            raise BadRecord(f"{name} has no column {reading.field!r}, only {found}.")
+            raise UserError(f"{name} has no column {reading.field!r}, only {found}.", NAME)
         row = 0
         for batch in file.iter_batches(1000, columns=[reading.field]):
             for value in batch.column(0).to_pylist():
                 row += 1
                 problem = None if isinstance(value, str) else f"row {row} has a {reading.field!r} that is not text"
                 if problem and not go_on:
-                    raise BadRecord(f"{name} {problem}.")
+                    raise UserError(f"{name} {problem}.", NAME)
                 yield Document("" if problem else value, f"{name}:{row}", None, problem)
     except pyarrow.ArrowException as error:
-        raise UserError(f"{name} is not a sound parquet file: {error}.") from error
+        raise UserError(f"{name} is not a sound parquet file: {error}.", "Make or fetch the file again.") from error
 
 
 def _hub(path: str, reading: Reading) -> Iterator[Document]:
@@ -300,22 +297,18 @@ def _hub(path: str, reading: Reading) -> Iterator[Document]:
 
     name, config, split, *rest = [*path.split(":")[1:], "", "", ""][:4]
     if not name or any(rest):
-        raise UserError(f"{path} is not hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT.", code=Exit.USAGE)
+        raise UserError(
+            f"{path} is not hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT.", "Mind the colons.", Exit.USAGE
+        )
     try:
         rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
         for number, row in enumerate(rows, 1):
             if not isinstance(row.get(reading.field), str):
                 found = ", ".join(map(repr, row))
-                raise UserError(
-                    f"{path} row {number} has no text in {reading.field!r}; fields: {found}.", _hint(reading)
-                )
+                raise UserError(f"{path} row {number} has no text in {reading.field!r}; fields: {found}.", NAME)
             yield Document(row[reading.field], f"{path}:{number}", None)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} cannot be loaded: {error}.", "Check the name and the network.") from error
-
-
-def _hint(reading: Reading) -> str:
-    return "Name the field that holds the text: --field NAME." if reading.field == "text" else ""
 
 
 READERS: dict[str, Callable[[io.BufferedReader, str, Reading, bool], Iterator[Document]]] = {

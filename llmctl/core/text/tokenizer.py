@@ -11,7 +11,7 @@ import orjson
 import tokenizers
 
 from llmctl.core.text.stream import Detokenizer
-from llmctl.errors import Exit, UserError
+from llmctl.errors import UserError
 
 # The files of a tokenizer that a checkpoint carries from stage to stage, unchanged.
 TOKENIZER_FILES = (
@@ -25,6 +25,8 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
+
+AGAIN = "It is cut short or of another kind; save or fetch it again, or train one: llmctl train-tokenizer TEXT -o DIR"
 
 # Names that mark a role when no tokenizer_config.json or special_tokens_map.json says so.
 USUAL = {
@@ -190,11 +192,11 @@ def token_dtype(vocab: int) -> np.dtype:
 def _read_backend(file: Path) -> tokenizers.Tokenizer:
     parts = _read_object(file)
     if not isinstance(parts.get("model"), dict):
-        raise UserError(f"{file} is not a tokenizer: it has no model.", code=Exit.MISMATCH)
+        raise UserError(f"{file} is not a tokenizer: it has no model.", AGAIN)
     try:
         return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{file} is not a tokenizer: {error}.", code=Exit.MISMATCH) from error
+        raise UserError(f"{file} is not a tokenizer: {error}.", AGAIN) from error
 
 
 def _read_gpt2(directory: Path) -> tokenizers.Tokenizer:
@@ -202,7 +204,7 @@ def _read_gpt2(directory: Path) -> tokenizers.Tokenizer:
     try:
         model = tokenizers.models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
     except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{directory}/vocab.json and merges.txt: {error}.", code=Exit.MISMATCH) from error
+        raise UserError(f"{directory}/vocab.json and merges.txt: {error}.", AGAIN) from error
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
@@ -219,9 +221,9 @@ def _read_object(file: Path) -> dict:
     try:
         value = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON: {error}.") from error
+        raise UserError(f"{file} is not JSON: {error}.", AGAIN) from error
     if not isinstance(value, dict):
-        raise UserError(f"{file} holds {type(value).__name__}, not a JSON object.")
+        raise UserError(f"{file} holds {type(value).__name__}, not a JSON object.", AGAIN)
     return value
 
 
