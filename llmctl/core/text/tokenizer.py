@@ -190,13 +190,12 @@ def token_dtype(vocab: int) -> np.dtype:
 
 
 def _read_backend(file: Path) -> tokenizers.Tokenizer:
-    parts = _read_object(file)
-    if not isinstance(parts.get("model"), dict):
-        raise UserError(f"{file} is not a tokenizer: it has no model.", AGAIN)
     try:
-        return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{file} is not a tokenizer: {error}.", AGAIN) from error
+        has_model = isinstance(_read_object(file).get("model"), dict)
+        problem = f"{error}" if has_model else "it has no model"
+        raise UserError(f"{file} is not a tokenizer: {problem}.", AGAIN) from error
 
 
 def _read_gpt2(directory: Path) -> tokenizers.Tokenizer:
