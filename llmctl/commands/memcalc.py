@@ -47,7 +47,9 @@ def memcalc(
     value = None
     if budget is not None:
         if rule == "classic":
-            raise UserError("--rule classic knows no batch, so --fit cannot solve for one.", code=Exit.USAGE)
+            raise UserError(
+                "--rule classic knows no batch, so --fit cannot solve.", "Leave one of them out.", Exit.USAGE
+            )
         value, setting, memory = solve(config, setting, budget, solve_for)
     else:
         memory = classic(config) if rule == "classic" else estimate(config, setting)
@@ -71,7 +73,7 @@ def size_of(text: str, flag: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:([kmgt]?)(i?)b?)\s*", text.lower())
     if not match or (match[3] and not match[2]):
-        raise UserError(f"{flag} is {text!r}; wanted a size such as 24GiB, 80GB or 500MB.", code=Exit.USAGE)
+        raise UserError(f"{flag} is {text!r}, which is no size.", "Write it as 24GiB, 80GB or 500MB.", Exit.USAGE)
     return int(float(match[1]) * (BINARY[match[2]] if match[3] else UNITS[match[2]]))
 
 
@@ -85,13 +87,15 @@ def _config(model: Path | None, shape: Shape, vocab: int | None) -> tuple[ModelC
         if shape.preset is None:
             raise UserError(f"{path} holds tokens, not a model.", "Add --preset to say which model.", Exit.USAGE)
         if vocab is None:
-            vocab = read_json(path / "tokens.json", "a token directory")["vocab"]
+            vocab = read_json(path / "tokens.json", "token directory's list of contents").get("vocab")
+        if not isinstance(vocab, int):
+            raise UserError(f"{path}/tokens.json names no vocabulary.", "Make it again: llmctl tokenize", Exit.MISMATCH)
     elif path is not None:
         if shape.preset is not None or vocab is not None:
             flag = "--preset" if shape.preset is not None else "--vocab-size"
             raise UserError(f"{flag} is for a fresh model, but {path} is given.", "Leave one of them out.", Exit.USAGE)
         if path.is_file():
-            found = read_json(path, "a config.json")
+            found = read_json(path, "config.json")
             config = family_of(found).to_config(found)
         else:
             config = read_config(path)
@@ -133,7 +137,7 @@ def _time(config: ModelConfig, setting: Setting, tokens: float | None, flops: fl
     """How long the training takes, where the speed is known."""
     for flag, value in (("--tokens", tokens), ("--flops", flops)):
         if value is not None and value <= 0:
-            raise UserError(f"{flag} is {value:g}; wanted more than 0.", code=Exit.USAGE)
+            raise UserError(f"{flag} is {value:g}; wanted more than 0.", "As in --tokens 3e9 --flops 4e14.", Exit.USAGE)
     count = round(tokens) if tokens is not None else chinchilla_tokens(config)
     total = count * spent_flops(config, setting)
     seconds = {} if flops is None else {"seconds": total / (flops * setting.devices)}
@@ -156,7 +160,7 @@ def _table(console: Any, config: ModelConfig, setting: Setting, report: dict[str
     at = next((i + 1 for i, one in enumerate(rows) if one[0] == "activations"), 0)
     rows[at:at] = parts
     memory = console.table(_title(config, setting, report), ("memory", f"{unit}B", f"{unit}iB", ""), rows)
-    return Group(memory, console.table("", ("", "", ""), _facts(setting, report)))
+    return Group(memory, console.table("", ("operations", "", ""), _facts(setting, report)))
 
 
 def _title(config: ModelConfig, setting: Setting, report: dict[str, Any]) -> str:

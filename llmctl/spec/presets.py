@@ -119,11 +119,12 @@ def shape(name: str, vocab: int, family: str = "llama", overrides: dict[str, obj
     """
     for word, value, known in (("--preset", name, PRESETS), ("--family", family, FRESH)):
         if value not in known:
-            raise UserError(f"{word} is {value!r}; wanted one of {', '.join(known)}.", code=Exit.USAGE)
+            raise UserError(f"{word} is {value!r}, which is not known.", f"Take one of {', '.join(known)}.", Exit.USAGE)
     changes = {field: value for field, value in (overrides or {}).items() if value is not None}
     unknown = changes.keys() - {field.name for field in fields(ModelConfig)}
     if unknown:
-        raise UserError(f"ModelConfig has no {', '.join(sorted(unknown))}.", code=Exit.USAGE)
+        hint = f"Its fields are {', '.join(field.name for field in fields(ModelConfig))}."
+        raise UserError(f"ModelConfig has no {', '.join(sorted(unknown))}.", hint, Exit.USAGE)
     wanted: dict[str, Any] = asdict(PRESETS[name]) | FRESH[family]
     known = {"gated": True} | wanted | changes
     width, heads = known["width"], known["heads"]

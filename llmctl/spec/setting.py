@@ -84,7 +84,7 @@ class Setting:
         if unknown:
             problems.append(f"--lora-targets has {', '.join(unknown)}, wanted {' '.join(TARGETS)}")
         if problems:
-            raise UserError("; ".join(problems) + ".", code=Exit.USAGE)
+            raise UserError("; ".join(problems) + ".", "See --help for what each option takes.", Exit.USAGE)
         if self.mode == "training" and self.quantize != "none" and not self.lora_rank:
             raise UserError(
                 f"--quantize {self.quantize}: weights in few bits cannot be trained.",
@@ -122,4 +122,4 @@ class Setting:
         if self.pipeline_parallel > config.layers:
             problems.append(f"--pipeline-parallel {self.pipeline_parallel} exceeds the model's {config.layers} layers")
         if problems:
-            raise UserError("; ".join(problems) + ".", code=Exit.MISMATCH)
+            raise UserError("; ".join(problems) + ".", "Take degrees that divide the model evenly.", Exit.MISMATCH)
