@@ -90,6 +90,8 @@ _llmctl() {
         "memcalc --rule") _llmctl_words "exact classic"; return ;;
         "memcalc --solve") _llmctl_words "batch sequence lora-rank"; return ;;
         "memcalc --config") _llmctl_files -f; return ;;
+        "inspect --diff"|"inspect --config") _llmctl_files -f; return ;;
+        "verify --config") _llmctl_files -f; return ;;
         "plot -o"|"plot --out"|"plot --config") _llmctl_files -f; return ;;
         "plot --x") _llmctl_words "step tokens seconds"; return ;;
         "plot --y"|"plot --smooth"|"plot --width"|"plot --height") :; return ;;
@@ -105,6 +107,8 @@ _llmctl() {
         "generate") words="--temperature --top-k --top-p --min-p --repetition-penalty --max-tokens --n --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -p --prompt --format --field --output-field --stop --special --no-special --seed --batch-size --config -h --help" ;;
         "eval-ppl") words="--device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --window --stride --bos --no-bos --split --field --format --documents --errors --limit --batch-tokens --fail-over --config -h --help" ;;
         "memcalc") words="--preset --family --layers --width --heads --kv-heads --head-dim --ff --context --window --position --head --mode --batch --sequence --dtype --precision --gradients-fp32 --no-gradients-fp32 --optimizer --device --packed --no-packed --recompute --no-recompute --fused-attention --no-fused-attention --loss-chunk --lora-rank --lora-targets --quantize --zero --data-parallel --tensor-parallel --sequence-parallel --no-sequence-parallel --pipeline-parallel --implementation --json --no-json -q --quiet --no-quiet --color --no-color --vocab-size --rule --fit --solve --tokens --flops --config -h --help" ;;
+        "inspect") words="--json --no-json -q --quiet --no-quiet --color --no-color --diff --config -h --help" ;;
+        "verify") words="--json --no-json -q --quiet --no-quiet --color --no-color --values --no-values --config -h --help" ;;
         "plot") words="--json --no-json -q --quiet --no-quiet --color --no-color -o --out --force --no-force --x --y --log --no-log --smooth --width --height --config -h --help" ;;
         "completion") words="--config -h --help" ;;
     esac
@@ -113,7 +117,7 @@ _llmctl() {
         return
     fi
     case "$command" in
-        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain generate eval-ppl memcalc plot completion" ;;
+        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain generate eval-ppl memcalc inspect verify plot completion" ;;
         "corpus") _llmctl_words "docs source summaries" ;;
         "train-tokenizer") _llmctl_files -f ;;
         "tokenize") _llmctl_files -f ;;
@@ -122,6 +126,8 @@ _llmctl() {
         "generate") _llmctl_files -f ;;
         "eval-ppl") _llmctl_files -f ;;
         "memcalc") _llmctl_files -f ;;
+        "inspect") _llmctl_files -f ;;
+        "verify") _llmctl_files -f ;;
         "plot") _llmctl_files -f ;;
         "completion") _llmctl_words "bash zsh fish" ;;
     esac

@@ -19,11 +19,13 @@ from llmctl.commands.corpus import corpus
 from llmctl.commands.detokenize import detokenize
 from llmctl.commands.eval_ppl import eval_ppl
 from llmctl.commands.generate import generate
+from llmctl.commands.inspect import inspect
 from llmctl.commands.memcalc import memcalc
 from llmctl.commands.plot import plot
 from llmctl.commands.pretrain import pretrain
 from llmctl.commands.tokenize import tokenize
 from llmctl.commands.train_tokenizer import train_tokenizer
+from llmctl.commands.verify import verify
 from llmctl.errors import Exit, Interrupted, UserError
 from llmctl.program import Program, refusal, summary
 
@@ -37,6 +39,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "eval-ppl": eval_ppl,
     "memcalc": memcalc,
+    "inspect": inspect,
+    "verify": verify,
     "plot": plot,
     "completion": completion,
 }

@@ -111,7 +111,6 @@ def pick(device: str = "auto", dtype: str = "auto", threads: int = 0) -> Place:
                 f"--device is {device}, but there are {torch.cuda.device_count()} GPUs, numbered from 0.",
                 code=Exit.USAGE,
             )
-        torch.set_float32_matmul_precision("high")
     if threads:
         torch.set_num_threads(threads)
     if where.type == "cpu":

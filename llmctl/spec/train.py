@@ -23,7 +23,7 @@ class TrainConfig:
     steps: Annotated[int | None, "Optimizer steps to take."] = None
     epochs: Annotated[float | None, "Passes over the training tokens."] = None
     tokens: Annotated[int | None, "Training tokens to see."] = None
-    batch_tokens: Annotated[int, "Tokens of one optimizer step."] = 8192
+    batch_tokens: Annotated[int, "Tokens of one optimizer step."] = 4096
     block: Annotated[int | None, "Tokens of one training row; default: the model's context."] = None
     micro_batch: Annotated[int, "Rows of one forward pass; 0: found automatically."] = 0
     optimizer: Annotated[Optimizer, "adamw, or muon for matrices with adamw for the rest."] = "adamw"
