@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from variants import VARIANTS
 
 from llmctl.core.checkpoint.directory import save_checkpoint
 from llmctl.core.model.init import initialise
 from llmctl.core.model.transformer import Transformer
+from tests.core.variants import VARIANTS
 
 
 @pytest.fixture

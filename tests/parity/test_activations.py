@@ -5,7 +5,7 @@ import torch
 
 from llmctl.spec.memory import estimate
 from llmctl.spec.setting import Setting
-from tests.core.train.test_memory import LLAMA, kept_storages
+from tests.core.train.test_memory_measured import LLAMA, kept_storages
 
 transformers = pytest.importorskip("transformers")
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-from oracle import CONFIGS, VOCAB, saved, tokens
 from transformers import AutoModelForCausalLM
 
 from llmctl.core.checkpoint.directory import Checkpoint, save_checkpoint
 from llmctl.core.model.cache import KVCache
+from tests.parity.oracle import CONFIGS, VOCAB, saved, tokens
 
 FP32 = {"atol": 1e-5, "rtol": 1e-5}  # the acceptance of issue 2; logits here reach 20
 

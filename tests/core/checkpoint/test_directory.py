@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from variants import VARIANTS
 
 from llmctl.core.checkpoint.directory import Checkpoint, save_checkpoint
 from llmctl.core.model.init import initialise
@@ -18,6 +17,7 @@ from llmctl.core.model.transformer import Transformer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.safetensors import read_tensors
+from tests.core.variants import VARIANTS
 
 
 def rewrite(directory: Path, change) -> None:

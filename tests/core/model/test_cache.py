@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from variants import VARIANTS
 
 from llmctl.core.model.cache import KVCache
 from llmctl.core.model.init import initialise
 from llmctl.core.model.transformer import Transformer
+from tests.core.variants import VARIANTS
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # fp32; sums in another order
 

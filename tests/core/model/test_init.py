@@ -3,11 +3,11 @@
 import math
 
 import torch
-from variants import VARIANTS
 
 from llmctl.core.model.init import initialise
 from llmctl.core.model.transformer import Transformer
 from llmctl.spec.model import ModelConfig
+from tests.core.variants import VARIANTS
 
 
 def test_a_seed_gives_the_same_weights_whatever_the_global_generator():

@@ -5,7 +5,6 @@ from typing import get_args
 
 import pytest
 import torch
-from variants import VARIANTS
 
 from llmctl.core.model.cache import KVCache
 from llmctl.core.model.init import initialise
@@ -14,6 +13,7 @@ from llmctl.core.model.transformer import Transformer
 from llmctl.errors import UserError
 from llmctl.spec.model import Activation, Norm
 from llmctl.spec.sizes import shapes
+from tests.core.variants import VARIANTS
 
 
 def built(name: str, seed: int = 0) -> Transformer:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llmctl.core.data.batch import Batch
+from llmctl.core.model.cache import KVCache
 from llmctl.core.model.explicit import LONGEST, QUERIES
 from llmctl.core.model.init import initialise
 from llmctl.core.model.transformer import Transformer
@@ -132,6 +133,25 @@ def test_a_forward_and_backward_pass_peaks_where_it_is_predicted(name, vocab, dt
     pass_()  # so that the gradients are there, as for any micro-batch but the first
     memory = estimate(config, setting)
     assert peak(pass_) == pytest.approx(memory.activations + memory.logits, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(("name", "ff"), [("llama", 704), ("llama", 256), ("gpt2", 1024)])
+def test_reading_a_prompt_takes_the_predicted_cache_and_activations(name, ff, dtype):
+    config = MODELS[name].resized(width=256, ff=ff, head_dim=64, context=512)
+    setting = Setting(mode="inference", batch=4, sequence=256, dtype=dtype)
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    model, tokens = made(config, kind).eval(), batch(config, 4, 256).tokens
+
+    @torch.no_grad()
+    def read() -> None:
+        cache = KVCache.allocate(config, 4, 256, dtype=kind)
+        model.head(model(tokens, cache=cache)[:, -1]).float()
+
+    read()
+    memory = estimate(config, setting)
+    assert peak(read) == pytest.approx(memory.kv_cache + memory.activations + memory.logits, rel=0.05)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
