@@ -106,13 +106,17 @@ def loss_rows(vocab: int) -> int:
 def held_in_inference(config: ModelConfig, setting: Setting, sequence: int) -> float:
     """Bytes a token that the forward pass of one layer holds at once: nothing is kept for later.
 
-    The residual stream, its norm, and the larger of attention (q, k, v, output) and MLP.
+    The largest of three moments, the multiples as measured: attention (the layer's input and its norm, q, k and v and
+    their copies while they are rotated), the MLP's product (the layer's input, the stream, its norm, its sum), and,
+    on a CPU and in 16 bits, RMS norm in fp32.
     """
-    e, t = ELEMENT[setting.dtype], setting.tensor_parallel
+    e, h, t = ELEMENT[setting.dtype], config.width, setting.tensor_parallel
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    attention = 2 * q + 2 * kv + (0 if setting.fused_attention else 2 * config.heads * sequence)
+    attention = 4 * (q + kv) if config.position == "rope" else 2 * q + 2 * kv
+    attention += 0 if setting.fused_attention else 2 * config.heads * sequence
     mlp = (3 if config.gated else 2) * config.ff
-    return e * (2 * config.width + max(attention, mlp) / t)
+    norm = 9 * h if config.norm == "rms" and setting.device == "cpu" and e == 2 else 0
+    return e * max(2 * h + attention / t, 4 * h + mlp / t, norm)
 
 
 def _llmctl(config: ModelConfig, setting: Setting, sequence: int, window: int | None) -> dict[str, float]:

@@ -140,7 +140,7 @@ def test_a_forward_and_backward_pass_peaks_where_it_is_predicted(name, vocab, dt
 @pytest.mark.parametrize(("name", "ff"), [("llama", 704), ("llama", 256), ("gpt2", 1024)])
 def test_reading_a_prompt_takes_the_predicted_cache_and_activations(name, ff, dtype):
     config = MODELS[name].resized(width=256, ff=ff, head_dim=64, context=512)
-    setting = Setting(mode="inference", batch=4, sequence=256, dtype=dtype)
+    setting = Setting(mode="inference", batch=4, sequence=256, dtype=dtype, device="cpu")
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     model, tokens = made(config, kind).eval(), batch(config, 4, 256).tokens
 
