@@ -168,7 +168,8 @@ def _diff(console: Any, first: Contents, second: Contents) -> dict[str, Any]:
     kinds = {"tensors": "checkpoint"}
     if kinds.get(first.kind, first.kind) != kinds.get(second.kind, second.kind):
         problem = f"{first.path} holds a {first.kind}, and {second.path} a {second.kind}."
-        raise UserError(problem.replace("a tokens", "tokens").replace("a tensors", "tensors"), code=Exit.MISMATCH)
+        problem = problem.replace("a tokens", "tokens").replace("a tensors", "tensors")
+        raise UserError(problem, "Compare two of a kind.", Exit.MISMATCH)
     about = [_texts(contents) for contents in (first, second)]
     if first.json is not None and second.json is not None:
         known = first.config is not None and second.config is not None

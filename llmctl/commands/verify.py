@@ -100,6 +100,8 @@ def _check_whole(place: Path, note: Say, read: Read) -> tuple[bool, list[Problem
     if manifest is None:
         note(f"{place} has no {MANIFEST}, so hashes were not checked.")
         return False, []
+    if not files:
+        return False, [Problem(str(place / MANIFEST), "lists no files.", "unreadable")]
     _note_unlisted(place, {file["name"] for file in files}, note)
     return True, list(check_files(place, files, read))
 

@@ -135,7 +135,9 @@ def every_tensor(directory: Path) -> dict[str, TensorInfo]:
         for name, info in read_header(file)[0].items():
             if name in found:
                 raise UserError(
-                    f"{directory}: {name} is in both {found[name].file} and {file.name}.", code=Exit.MISMATCH
+                    f"{directory}: {name} is in both {found[name].file} and {file.name}.",
+                    "Name one of the files.",
+                    Exit.MISMATCH,
                 )
             found[name] = info
     return found

@@ -205,9 +205,16 @@ def test_a_broken_llmctl_json_and_one_that_points_outside_are_told(call, model):
     (model / MANIFEST).write_text(json.dumps({"files": [{"name": "../x", "bytes": 1, "sha256": "0"}]}))
     code, report, _ = verified(call, model)
     assert (code, kinds(report)) == (1, ["unreadable"])
-    (model / MANIFEST).write_text("{")
-    code, report, _ = verified(call, model)
-    assert (code, kinds(report)) == (1, ["unreadable"])
+    for text in ("{", "{}"):
+        (model / MANIFEST).write_text(text)
+        code, report, _ = verified(call, model)
+        assert (code, kinds(report)) == (1, ["unreadable"])
+
+
+def test_a_config_that_names_no_model_is_warned_of(call, bare):
+    (bare / "config.json").write_text("{}")
+    code, report, _ = verified(call, bare)
+    assert code == 0 and any("has no model_type" in warning for warning in report["warnings"])
 
 
 def test_sound_tokens_are_sound(call, tokens):

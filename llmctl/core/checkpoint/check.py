@@ -30,7 +30,7 @@ def check_checkpoint(
     """
     tensors, problems = _tensors(directory)
     yield from problems
-    json: dict[str, Any] = {}
+    json: dict[str, Any] | None = None
     config = None
     if (directory / "config.json").is_file():
         try:
@@ -39,7 +39,7 @@ def check_checkpoint(
             yield Problem.of(directory / "config.json", error, "config")
     elif tensors:
         note(f"{directory} has no config.json, so shapes were not checked.")
-    if json:
+    if json is not None:
         try:
             family = family_of(json)
         except UserError as error:
@@ -51,9 +51,9 @@ def check_checkpoint(
                 yield Problem.of(directory / "config.json", error, "config")
     if config is not None and tensors is not None:
         yield from _fit(directory, tensors, config)
-    vocab = config.vocab if config is not None else json.get("vocab_size")
+    vocab = config.vocab if config is not None else (json or {}).get("vocab_size")
     if type(vocab) is int:
-        yield from _special(directory, json, vocab)
+        yield from _special(directory, json or {}, vocab)
         yield from check_tokenizer(directory, vocab)
     if values and tensors:
         yield from check_values(directory, tensors, read)
