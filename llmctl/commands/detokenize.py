@@ -60,7 +60,7 @@ def _directory(
     if tokens.tokenizer_sha256 != tokenizer.sha256:
         hint = "Leave --tokenizer out: the directory holds its own."
         raise UserError(f"--tokenizer is not the one that made {directory}.", hint, Exit.MISMATCH)
-    for ids in islice(documents_of(tokens.splits[split]), limit):
+    for ids in islice(documents_of(tokens.splits[split], tokens.vocab), limit):
         console.jsonl({"text": tokenizer.decode(ids, skip_special=not special)})
 
 

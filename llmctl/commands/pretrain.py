@@ -9,11 +9,12 @@ import typer
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, Written, expand, invocation, model_path
 from llmctl.spec.families import fitted, read_config
-from llmctl.spec.layout import Output, read_json
+from llmctl.spec.layout import Output
 from llmctl.spec.memory import gib
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.plan import TrainPlan
 from llmctl.spec.presets import Shape
+from llmctl.spec.tokens import read_about
 from llmctl.spec.train import TrainConfig, Watch
 
 Objective = Literal["clm"]
@@ -41,7 +42,7 @@ def pretrain(
     last state saved, and ends with the same weights, bit for bit, as a run that was never interrupted.
     """
     data = model_path(data)
-    about = read_json(data / "tokens.json", "token directory, as llmctl tokenize makes it")
+    about = read_about(data)
     model, corpus = _shape(start, shape, about), about["splits"]["train"]["tokens"]
     plan = TrainPlan.of(model, config, corpus, "fp32" if compute.dtype == "fp32" else "bf16")
     inputs = [data, *([start] if start else [])]

@@ -232,7 +232,7 @@ def test_sound_tokens_are_sound(call, tokens):
         (lambda path: poke(path / "heldout-00000.ds.index", 1, 99, "<u8"), ["ends at token 99, but there are 10"]),
         (lambda path: edit(path / "tokens.json", eos=70_000), ["eos is 70000"]),
         (lambda path: edit(path / "tokens.json", vocab=9_999), ["tokens.json says 9999"]),
-        (lambda path: edit(path / "tokens.json", eos="0"), ["not all whole numbers"]),
+        (lambda path: edit(path / "tokens.json", eos="0"), ["eos is '0'"]),
         (lambda path: edit(path / "tokens.json", tokenizer_sha256="0"), ["another than the one that made"]),
     ],
 )

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from llmctl.core.data.shards import SPLITS, Tokens, token_dtype
+from llmctl.core.data.shards import Tokens
 from llmctl.errors import UserError
+from llmctl.spec.tokens import SPLITS
 from llmctl.spec.whole import Problem
 
 PIECE = 1 << 22  # ids looked at at once
@@ -24,24 +25,9 @@ def check_tokens(directory: Path, note: Callable[[str], None], read: Callable[[i
     except UserError as error:
         yield Problem.of(directory, error, "tokens")
         return
-    about = str(directory / "tokens.json")
-    shards = [shard for split in tokens.splits.values() for shard in split.shards]
-    counts = [one[key] for one in [*map(vars, tokens.splits.values()), *shards] for key in ("tokens", "documents")]
-    if not all(type(number) is int for number in (tokens.vocab, tokens.eos, *counts)):
-        yield Problem(about, "vocab, eos and the counts are not all whole numbers.", "tokens")
-        return
-    if not 0 <= tokens.eos < tokens.vocab:
-        yield Problem(about, f"eos is {tokens.eos}; the vocabulary is 0 to {tokens.vocab - 1}.", "vocabulary")
-    if tokens.dtype.itemsize < token_dtype(tokens.vocab).itemsize:
-        yield Problem(about, f"{tokens.dtype.name} cannot hold ids of a vocabulary of {tokens.vocab}.", "vocabulary")
     for name, split in tokens.splits.items():
         if name not in SPLITS:
             note(f"{directory} has a split {name!r}, which llmctl does not use.")
-        for key, count in (("tokens", split.tokens), ("documents", split.documents)):
-            total = sum(shard[key] for shard in split.shards)
-            if total != count:
-                text = f"{name} has {count} {key}, but its files have {total}."
-                yield Problem(about, text, "tokens")
         for shard in split.shards:
             yield from _check_shard(tokens, shard, read)
     yield from _check_tokenizer(tokens)

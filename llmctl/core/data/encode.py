@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from llmctl.core.data.read import Document, files_of, read_texts
-from llmctl.core.data.shards import SPLITS, ShardWriter, write_tokens
+from llmctl.core.data.shards import ShardWriter, write_tokens
 from llmctl.core.text.bulk import Engine, engine
 from llmctl.core.text.tokenizer import Tokenizer, token_dtype
 from llmctl.errors import Exit, UserError
 from llmctl.spec.data import Algorithm, Reading, Sharding
+from llmctl.spec.tokens import SPLITS
 
 BATCH_BYTES = 1 << 20  # of text that one thread encodes at a time
 SAMPLE_BYTES: dict[Algorithm, int] = {  # of text that a tokenizer is trained on, in 10 to 30 s

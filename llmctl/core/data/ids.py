@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 
-from llmctl.core.data.shards import Split
+from llmctl.core.data.shards import Split, check_ids
 from llmctl.core.text.tokenizer import Tokenizer
 
 CHUNK = 1 << 20  # tokens that are read from shards at a time, more for a longer document
@@ -36,14 +36,19 @@ def read_ids(lines: Iterable[bytes], field: str, tokenizer: Tokenizer) -> Iterat
             yield _checked(_row(line, field), number, tokenizer)
 
 
-def documents_of(split: Split) -> Iterator[list[int]]:
-    """The ids of each document of a split, in order, its eos included."""
+def documents_of(split: Split, vocab: int) -> Iterator[list[int]]:
+    """The ids of each document of a split, in order, its eos included.
+
+    Raises:
+        UserError: an id that a vocabulary of so many has not.
+    """
     ends = split.document_ends
     start, first = 0, 0
     while first < len(ends):
         last = max(first + 1, int(np.searchsorted(ends, np.uint64(start + CHUNK), side="right")))
         stop = int(ends[last - 1])
         ids = split.read(start, stop - start)
+        check_ids(ids, vocab, split.directory)
         borders = (ends[first : last - 1] - np.uint64(start)).astype(np.int64)
         yield from (part.tolist() for part in np.split(ids, borders))
         start, first = stop, last

@@ -10,9 +10,9 @@ import numpy as np
 
 from llmctl.core.text.tokenizer import Tokenizer, token_dtype
 from llmctl.errors import Exit, UserError
+from llmctl.spec.tokens import TOKENS, read_about
 
 SCHEMA = "llmctl-tokens/1"
-SPLITS = ("train", "heldout")
 
 
 class ShardWriter:
@@ -95,7 +95,7 @@ def write_tokens(directory: Path, tokenizer: Tokenizer, eos: int, splits: dict[s
         "tokenizer_sha256": tokenizer.sha256,
         "splits": splits,
     }
-    (directory / "tokens.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    (directory / TOKENS).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,18 @@ class Split:
 
     @cached_property
     def document_ends(self) -> np.ndarray:
-        """(documents,) uint64: where each document ends, its eos included, in tokens of the whole split."""
+        """(documents,) uint64: where each document ends, its eos included, in tokens of the whole split.
+
+        Raises:
+            UserError: a file's ends do not rise from above 0 to its last token.
+        """
         parts = [np.zeros(0, np.uint64)]
         for shard, start in zip(self.shards, self._starts[:-1], strict=True):
-            ends = np.fromfile(self.directory / f"{shard['file']}.index", "<u8")
+            file = self.directory / f"{shard['file']}.index"
+            ends = np.fromfile(file, "<u8")
+            if shard["tokens"] != (ends[-1] if len(ends) else 0) or np.any(ends <= np.append(np.uint64(0), ends[:-1])):
+                hint = "llmctl verify says what is wrong; make the directory again with llmctl tokenize."
+                raise UserError(f"{file} does not hold the ends of {shard['file']}'s documents.", hint, Exit.MISMATCH)
             parts.append(ends.astype(np.uint64) + np.uint64(start))
         return np.concatenate(parts)
 
@@ -177,30 +185,22 @@ class Tokens:
             UserError: not such a directory, or files that do not agree with tokens.json.
         """
         path = Path(path)
-        file = path / "tokens.json"
-        if not file.is_file():
-            raise UserError(
-                f"{path} is not a directory of tokens: it has no tokens.json.", "llmctl tokenize makes one."
+        about = read_about(path)
+        dtype = np.dtype(about["dtype"]).newbyteorder("<")
+        splits = {
+            name: Split(path, dtype, entry["tokens"], entry["documents"], entry["bytes"], entry["shards"])
+            for name, entry in about["splits"].items()
+        }
+        tokens = cls(path, about["vocab"], about["eos"], dtype, about["tokenizer_sha256"], splits)
+        sizes = {
+            name: size
+            for split in splits.values()
+            for shard in split.shards
+            for name, size in (
+                (shard["file"], shard["tokens"] * dtype.itemsize),
+                (f"{shard['file']}.index", shard["documents"] * 8),
             )
-        try:
-            about = json.loads(file.read_bytes())
-            dtype = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}[about["dtype"]]
-            splits = {
-                name: Split(path, dtype, entry["tokens"], entry["documents"], entry["bytes"], entry["shards"])
-                for name, entry in about["splits"].items()
-            }
-            tokens = cls(path, about["vocab"], about["eos"], dtype, about["tokenizer_sha256"], splits)
-            sizes = {
-                name: size
-                for split in splits.values()
-                for shard in split.shards
-                for name, size in (
-                    (shard["file"], shard["tokens"] * dtype.itemsize),
-                    (f"{shard['file']}.index", shard["documents"] * 8),
-                )
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{file} cannot be read: {error!r}.", "Make the directory again.", Exit.MISMATCH) from error
+        }
         _check(path, sizes)
         return tokens
 
@@ -221,16 +221,22 @@ class Tokens:
         """
         for split in self.splits.values():
             for shard, ids in zip(split.shards, split._maps, strict=True):
-                if (largest := int(ids.max())) >= self.vocab:
-                    raise UserError(
-                        f"{self.path / shard['file']} holds id {largest}, but the vocabulary has {self.vocab}.",
-                        "Make the directory again with llmctl tokenize.",
-                        Exit.MISMATCH,
-                    )
+                check_ids(ids, self.vocab, self.path / shard["file"])
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the tokens."""
         return Tokenizer.open(self.path)
+
+
+def check_ids(ids: np.ndarray | list[int], vocab: int, path: Path) -> None:
+    """Compares ids, one at least, that lie at `path` with the size of the vocabulary.
+
+    Raises:
+        UserError: one is not in it.
+    """
+    if (largest := int(np.max(ids))) >= vocab:
+        problem = f"{path} holds id {largest}, but the vocabulary has {vocab}."
+        raise UserError(problem, "Make the directory again with llmctl tokenize.", Exit.MISMATCH)
 
 
 def _check(path: Path, sizes: dict[str, int]) -> None:

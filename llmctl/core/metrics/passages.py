@@ -70,7 +70,7 @@ def of_split(split: Split, eos: int, tokenizer: Tokenizer, start: int | None) ->
 
     Their bytes are those of the decoded ids, which are the text's own where the tokenizer loses nothing.
     """
-    for ids in documents_of(split):
+    for ids in documents_of(split, tokenizer.size):
         text = ids[:-1] if ids[-1:] == [eos] else ids
         if start is None:
             yield Passage(text, _bytes(tokenizer, text[1:]))

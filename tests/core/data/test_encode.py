@@ -36,7 +36,7 @@ def contents(directory):
 def test_every_document_is_in_one_split_in_order_and_ends_with_eos(tmp_path, byte_tokenizer, monkeypatch):
     monkeypatch.setattr(encode, "BATCH_BYTES", 4000)  # many batches
     tokens, done = shards(tmp_path / "a", byte_tokenizer, held_out=0.2, shard_tokens=50_000)
-    found = {name: list(documents_of(split)) for name, split in tokens.splits.items()}
+    found = {name: list(documents_of(split, tokens.vocab)) for name, split in tokens.splits.items()}
     expected = {"train": [], "heldout": []}
     for document in documents():
         data = document.text.encode()
@@ -55,7 +55,7 @@ def test_every_document_is_in_one_split_in_order_and_ends_with_eos(tmp_path, byt
 
 def test_a_document_that_comes_twice_is_never_in_both_splits(tmp_path, byte_tokenizer):
     tokens, _ = shards(tmp_path / "a", byte_tokenizer, held_out=0.3)
-    found = [{tuple(ids) for ids in documents_of(split)} for split in tokens.splits.values()]
+    found = [{tuple(ids) for ids in documents_of(split, tokens.vocab)} for split in tokens.splits.values()]
     assert all(found)
     assert not found[0] & found[1]
 
@@ -178,6 +178,6 @@ def test_documents_longer_than_a_chunk_come_whole(tmp_path, byte_tokenizer):
     made = [Document(text, "") for text in ("a", "b" * 3_000_000, "c", "d" * 1_200_000)]
     tokens, _ = shards(tmp_path / "a", byte_tokenizer, made, held_out=0)
     started = time.perf_counter()
-    assert [len(ids) for ids in documents_of(tokens.splits["train"])] == [2, 3_000_001, 2, 1_200_001]
+    assert [len(ids) for ids in documents_of(tokens.splits["train"], tokens.vocab)] == [2, 3_000_001, 2, 1_200_001]
     assert time.perf_counter() - started < 5
     assert np.array_equal(tokens.splits["train"].document_ends, np.cumsum([2, 3_000_001, 2, 1_200_001]))

@@ -103,11 +103,45 @@ def test_a_missing_file_or_a_missing_description_is_named(tokens_directory, tmp_
         Tokens.open(tmp_path_factory.mktemp("empty"))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"dtype": "uint16"}', '{"dtype": "float32", "splits": {}}'])
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, "{}", '{"dtype": "float32", "splits": {}}'])
 def test_a_broken_description_is_a_user_error(tokens_directory, text):
     (tokens_directory / "tokens.json").write_text(text)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"cannot be read|not a description of tokens"):
         Tokens.open(tokens_directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda about: about.update(vocab=None), "vocab is None"),
+        (lambda about: about.update(vocab=10**9), "wanted a whole number from 1 to 65536"),
+        (lambda about: about.update(eos=10**9), "eos is 1000000000; the vocabulary is 0 to 256"),
+        (lambda about: about.update(splits=None), "splits lacks train or heldout"),
+        (lambda about: about["splits"].pop("heldout"), "splits lacks train or heldout"),
+        (lambda about: about["splits"].update(heldout=3), "heldout is not tokens, documents, bytes and shards"),
+        (lambda about: about["splits"]["train"].update(bytes="7"), "train is not tokens, documents, bytes and shards"),
+        (lambda about: about["splits"]["train"].update(tokens=-1), "train is not tokens, documents, bytes and shards"),
+        (lambda about: about["splits"]["train"].update(tokens=99), "train has 99 tokens, but its files have 3"),
+        (lambda about: about["splits"]["train"]["shards"][0].update(file="../d.jsonl"), "not each a file of this"),
+    ],
+)
+def test_an_edited_description_is_refused_and_says_what_is_wrong(tokens_directory, change, told):
+    about = json.loads((tokens_directory / "tokens.json").read_text())
+    change(about)
+    (tokens_directory / "tokens.json").write_text(json.dumps(about))
+    with pytest.raises(UserError) as caught:
+        Tokens.open(tokens_directory)
+    assert told in caught.value.problem and caught.value.code == Exit.MISMATCH
+
+
+@pytest.mark.parametrize(("at", "value"), [(0, 0), (1, 2**63), (-1, 1)])
+def test_ends_of_documents_that_do_not_rise_to_the_last_token_are_refused(tokens_directory, at, value):
+    ends = np.memmap(tokens_directory / "train-00000.ds.index", "<u8", "r+")
+    ends[at] = value
+    ends.flush()
+    with pytest.raises(UserError, match=r"train-00000\.ds\.index does not hold the ends") as caught:
+        Tokens.open(tokens_directory).splits["train"].document_ends  # noqa: B018
+    assert caught.value.code == Exit.MISMATCH
 
 
 def test_an_id_over_the_vocabulary_is_found(tokens_directory):
