@@ -121,7 +121,7 @@ complete -c llmctl -n '__fish_seen_subcommand_from pretrain' -l batch-tokens -x 
 complete -c llmctl -n '__fish_seen_subcommand_from pretrain' -l block -x -d 'Tokens of one training row'
 complete -c llmctl -n '__fish_seen_subcommand_from pretrain' -l micro-batch -x -d 'Rows of one forward pass'
 complete -c llmctl -n '__fish_seen_subcommand_from pretrain' -l optimizer -x -a 'adamw muon' -d 'adamw, or muon for matrices with adamw for the rest'
-complete -c llmctl -n '__fish_seen_subcommand_from pretrain' -l lr -x -d 'Peak learning rate'
+complete -c llmctl -n '__fish_seen_subcommand_from pretrain' -l lr -x -d 'Peak learning rate of AdamW'
 complete -c llmctl -n '__fish_seen_subcommand_from pretrain' -l min-lr -x -d 'Learning rate at the end, as a share of --lr'
 complete -c llmctl -n '__fish_seen_subcommand_from pretrain' -l muon-lr -x -d 'Peak learning rate of Muon\'s matrices'
 complete -c llmctl -n '__fish_seen_subcommand_from pretrain' -l schedule -x -a 'cosine wsd linear constant' -d 'Shape of the learning rate after warm-up'

@@ -36,6 +36,12 @@ def follow(run: "Run", console: Console) -> dict[str, float]:
                 run.save()
                 raise Interrupted(f"Interrupted after step {run.done} of {run.steps}; the same command goes on there.")
     run.finish()
+    if run.evaluations:
+        before, after = run.evaluations[0], run.evaluations[-1]
+        console.say(
+            f"held-out perplexity {before.perplexity:.2f} before, {after.perplexity:.2f} after; "
+            f"bits per byte {before.bits_per_byte:.4f} before, {after.bits_per_byte:.4f} after"
+        )
     return _summary(run, loss)
 
 

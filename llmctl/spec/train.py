@@ -27,7 +27,7 @@ class TrainConfig:
     block: Annotated[int | None, "Tokens of one training row; default: the model's context."] = None
     micro_batch: Annotated[int, "Rows of one forward pass; 0: found automatically."] = 0
     optimizer: Annotated[Optimizer, "adamw, or muon for matrices with adamw for the rest."] = "adamw"
-    lr: Annotated[float, "Peak learning rate."] = 3e-3
+    lr: Annotated[float, "Peak learning rate of AdamW."] = 1.5e-3
     min_lr: Annotated[float, "Learning rate at the end, as a share of --lr."] = 0.1
     muon_lr: Annotated[float, "Peak learning rate of Muon's matrices."] = 0.02
     schedule: Annotated[Schedule, "Shape of the learning rate after warm-up."] = "cosine"
@@ -40,7 +40,11 @@ class TrainConfig:
     clip: Annotated[float, "Clip the gradient to this global norm; 0: never."] = 1.0
     recompute: Annotated[bool, "Recompute activations in the backward pass to save memory."] = False
     compile: Annotated[bool, "Compile the model with torch.compile."] = False
-    cross_document: Annotated[bool, "Let tokens attend to earlier documents packed in their row."] = False
+    cross_document: Annotated[
+        bool,
+        "Let tokens attend to earlier documents packed in their row. Keeping them apart is free in rows of up to "
+        "1024 tokens on a CPU; in longer ones attention takes about 1.7 times as long.",
+    ] = False
 
     def __post_init__(self) -> None:
         given = [name for name in ("steps", "epochs", "tokens") if getattr(self, name) is not None]

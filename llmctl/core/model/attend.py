@@ -22,12 +22,12 @@ class Mask(NamedTuple):
     causal: bool = False
     seen: Tensor | None = None
 
-    def bias(self, q: Tensor) -> Tensor:
-        """What to add to the scores of T queries on themselves, broadcastable to (B, H, T, T), in the dtype of q."""
+    def bias(self, v: Tensor) -> Tensor:
+        """What to add to the scores of T queries on themselves, broadcastable to (B, H, T, T), in the dtype of v."""
         if self.seen is not None and self.seen.dtype != torch.bool:
-            return self.seen.to(q.dtype)
-        tokens = q.shape[2]
-        hidden = torch.full((tokens, tokens), float("-inf"), dtype=q.dtype, device=q.device)
+            return self.seen.to(v.dtype)
+        tokens = v.shape[2]
+        hidden = torch.full((tokens, tokens), float("-inf"), dtype=v.dtype, device=v.device)
         return hidden.triu_(1) if self.seen is None else hidden.new_zeros(()).where(self.seen, hidden)
 
 
@@ -92,16 +92,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, dropout: f
     Returns:
         (B, H, T, D), in the dtype of q.
     """
-    if not dropout and explicit_is_faster(q, k):
-        shared = q.shape[1] // k.shape[1]
-        if shared > 1:
-            k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
-        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast rotated ones are float32
-        return attend_explicitly(q, k, v, mask.bias(q), scale)
-    shares = q.shape[1] != k.shape[1]
-    if shares and q.shape[2] == 1:
+    shared, explicit = q.shape[1] // k.shape[1], not dropout and explicit_is_faster(q, k)
+    if shared > 1 and q.shape[2] == 1:
         return _attend_in_groups(q, k, v, mask, scale, dropout)
-    return F.scaled_dot_product_attention(q, k, v, mask.seen, dropout, mask.causal, scale=scale, enable_gqa=shares)
+    if shared > 1 and (explicit or (q.is_cuda and mask.seen is not None)):  # no fused kernel there does both
+        k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
+    if explicit:
+        return attend_explicitly(q.to(v.dtype), k.to(v.dtype), v, mask.bias(v), scale)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, mask.seen, dropout, mask.causal, scale=scale, enable_gqa=grouped)
 
 
 def _attend_in_groups(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, dropout: float) -> Tensor:
