@@ -17,7 +17,7 @@ STDLIB = sys.stdlib_module_names | {"tomli"}
 # Layer -> what its modules may import when they are loaded, besides the standard library. Longest prefix wins.
 LOADED = {
     "llmctl": (),
-    "llmctl.__main__": ("llmctl.cli",),
+    "llmctl.__main__": (),
     "llmctl.errors": (),
     "llmctl.spec": ("llmctl.errors", "llmctl.spec"),
     "llmctl.flags": ("typer", "llmctl.errors", "llmctl.spec"),

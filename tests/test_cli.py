@@ -1,12 +1,14 @@
 """The one error boundary: what each exception becomes on stderr and as an exit code."""
 
 import errno
+import os
 
 import pytest
 import typer
 
 from llmctl import cli
 from llmctl.errors import Exit, Interrupted, UserError
+from tests.conftest import ROOT
 
 CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 8 B."
 CASES = [
@@ -67,3 +69,9 @@ def test_debug_adds_the_traceback(capsys, monkeypatch):
 def test_the_readmes_table_has_a_row_for_each_command():
     rows = cli.table().splitlines()
     assert len(rows) == 2 + len(cli.COMMANDS) and all(row.startswith("| ") for row in rows[2:])
+
+
+def test_an_interrupt_while_the_program_loads_ends_like_a_later_one(run, tmp_path):
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    done = run("--help", env={"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted.\n")

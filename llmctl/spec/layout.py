@@ -57,7 +57,7 @@ class Output:
         out: the directory to make.
         up_to_date: it is there, made by the same command, options and inputs: nothing to do.
         resumed: OUT.partial holds what an interrupted run of the same plan had made.
-        resumable: OUT.partial stays when the command fails or is stopped.
+        resumable: OUT.partial stays when the command fails or is stopped, if there is scratch in it.
         metrics: summary numbers for llmctl.json; those of the old one when up to date.
         lineage: what llmctl.json says of its parents; None: read from the inputs' own llmctl.json.
         device: where it was computed, for llmctl.json; None: as --device says.
@@ -145,10 +145,14 @@ class Output:
                 self._seal()
                 self._place()
             except BaseException:
-                worth = self.resumable and any(entry.name != PLAN for entry in self.partial.iterdir())
-                if not worth and self.partial.is_dir():
+                if self.partial.is_dir() and not (self.resumable and self._has_scratch()):
                     remove(self.partial)
                 raise
+
+    def _has_scratch(self) -> bool:
+        """Whether there is anything to resume from."""
+        scratch = [path for path in self.partial.glob(".*") if path.name != PLAN]
+        return any(path.is_file() or any(path.iterdir()) for path in scratch)
 
     def _seal(self) -> None:
         """Everything onto the disk, then llmctl.json, then the scratch away."""

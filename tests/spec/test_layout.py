@@ -249,7 +249,9 @@ def test_an_interrupted_run_with_other_options_is_not_lost_by_mistake():
 
 def test_a_resumable_command_that_fails_before_it_saved_anything_leaves_nothing():
     output = Output.plan(Path("out"), Call(), ["a.txt"], resumable=True)
-    with pytest.raises(ValueError), output:
+    with pytest.raises(ValueError), output as partial:
+        (partial / "metrics.jsonl").write_text("{}")  # of no use without a state
+        (partial / ".state").mkdir()
         raise ValueError
     assert os.listdir() == ["a.txt"]
 

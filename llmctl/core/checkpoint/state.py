@@ -36,6 +36,22 @@ def save_state(
     unfinished = directory / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
+    try:
+        _write(unfinished, step, model, optimizers, facts)
+    except BaseException:  # a full disk gets its space back
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    final = directory / f"step-{step:09d}"
+    shutil.rmtree(final, ignore_errors=True)
+    os.rename(unfinished, final)
+    sync(directory)
+    for old in _steps(directory)[:-1]:
+        shutil.rmtree(old)
+
+
+def _write(
+    directory: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], facts: dict[str, Any]
+) -> None:
     names = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"model/{name}": parameter.detach() for name, parameter in model.named_parameters()}
     numbers: dict[str, float] = {}
@@ -46,16 +62,10 @@ def save_state(
                     tensors[f"optimizer/{names[parameter]}/{key}"] = value
                 else:
                     numbers[f"{names[parameter]}/{key}"] = value
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished / "tensors.safetensors")
-    (unfinished / "state.json").write_text(json.dumps({"step": step, "numbers": numbers, "facts": facts}))
-    for path in (unfinished / "tensors.safetensors", unfinished / "state.json", unfinished):
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "tensors.safetensors")
+    (directory / "state.json").write_text(json.dumps({"step": step, "numbers": numbers, "facts": facts}))
+    for path in (directory / "tensors.safetensors", directory / "state.json", directory):
         sync(path)
-    final = directory / f"step-{step:09d}"
-    shutil.rmtree(final, ignore_errors=True)
-    os.rename(unfinished, final)
-    sync(directory)
-    for old in _steps(directory)[:-1]:
-        shutil.rmtree(old)
 
 
 def load_state(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmctl.core.checkpoint.directory import Checkpoint
-from llmctl.core.checkpoint.state import load_state
+from llmctl.core.checkpoint.state import load_state, save_state
 from llmctl.core.device import Place
 from llmctl.core.train.loop import Step
 from llmctl.core.train.pretrain import prepare
@@ -90,6 +90,14 @@ def test_an_unfinished_state_is_not_taken_up(tmp_path, tokens):
     (tmp_path / "run" / ".state" / "unfinished" / "state.json").write_text("{")
     again = run_in(tmp_path / "run", tokens)
     assert load_state(tmp_path / "run" / ".state", again.model, again.optimizers)[0] == 4
+
+
+def test_a_state_that_does_not_fit_on_the_disk_gives_its_space_back_and_keeps_the_one_before(tmp_path):
+    model = torch.nn.Linear(4, 4)
+    save_state(tmp_path / "state", 1, model, [], {})
+    with pytest.raises(TypeError):
+        save_state(tmp_path / "state", 2, model, [], {"facts": object()})  # as the disk would, after the tensors
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-000000001"]
 
 
 def test_going_on_from_a_checkpoint_begins_where_it_ended(tmp_path, tokens):
