@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "recipes" / "bench" / "tokenize.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "recipes" / "bench" / "tokenizing.py"
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """Speed of `llmctl tokenize` beside bare `tokenizers` writing a file: interleaved runs, medians, one JSON object.
 
-    python recipes/bench/tokenize.py                        # 50 MB of Python source, byte-level BPE, 8192 tokens
-    python recipes/bench/tokenize.py --algorithm unigram --vocab-size 8192
-    python recipes/bench/tokenize.py --input my.jsonl --runs 7
+    python recipes/bench/tokenizing.py                        # 50 MB of Python source, byte-level BPE, 8192 tokens
+    python recipes/bench/tokenizing.py --algorithm unigram --vocab-size 8192
+    python recipes/bench/tokenizing.py --input my.jsonl --runs 7
 
 The bare run reads the same JSON lines, calls `encode_batch_fast` on batches and writes uint16 or uint32, which is what
 a careful script of thirty lines does. Each run is a process of its own; times are of the whole process, and `encode`

@@ -1,6 +1,6 @@
 """Training speed against a bare loop on transformers' GPT-2 and, given its model.py, nanoGPT: interleaved rounds.
 
-    python recipes/bench/pretrain.py [--nanogpt PATH/model.py] [--rounds 6] [--steps 4] [--tokens DIR]
+    python recipes/bench/pretraining.py [--nanogpt PATH/model.py] [--rounds 6] [--steps 4] [--tokens DIR]
 
 Each contender is a process of its own with the same data, batch, learning rate and precision; they take turns, a few
 steps at a time, so that a busy machine slows all alike. Prints one JSON object: tokens/s of each (median over rounds),
