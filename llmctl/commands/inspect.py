@@ -55,7 +55,7 @@ def _report(contents: Contents) -> dict[str, Any]:
         "metadata": contents.metadata,
         "remarks": list(contents.remarks),
         "made": made if manifest else None,
-        "lineage": (manifest or {}).get("parents") or [],
+        "lineage": _parents(manifest or {}),
     }
     listed = [
         {"name": info.name, "shape": list(info.shape), "dtype": info.dtype, "bytes": info.bytes, "file": info.file}
@@ -151,12 +151,23 @@ def _short(value: object) -> str:
     return f"{value:,}" if type(value) is int else str(value)
 
 
+def _parents(made: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an llmctl.json says of its parents, where it says it as llmctl does."""
+    parents = made.get("parents")
+    return [parent for parent in parents if isinstance(parent, dict)] if isinstance(parents, list) else []
+
+
 def _ancestors(parents: list[dict[str, Any]], depth: int = 0) -> Any:
     """A row for each parent, each followed by its own."""
     for parent in parents:
-        metrics = {name: value for name, value in (parent.get("metrics") or {}).items() if not isinstance(value, dict)}
+        told = parent.get("metrics")
+        metrics = (
+            {name: value for name, value in told.items() if not isinstance(value, dict)}
+            if isinstance(told, dict)
+            else {}
+        )
         yield "  " * depth + str(parent.get("path")), parent.get("command"), _short(metrics)
-        yield from _ancestors(parent.get("parents") or [], depth + 1)
+        yield from _ancestors(_parents(parent), depth + 1)
 
 
 def _diff(console: Any, first: Contents, second: Contents) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def pretrain(
     model, corpus = _shape(start, shape, about), about["splits"]["train"]["tokens"]
     plan = TrainPlan.of(model, config, corpus, "fp32" if compute.dtype == "fp32" else "bf16")
     inputs = [data, *([start] if start else [])]
-    need = 20 * plan.facts()["parameters"]  # the last model, the best, a state and the one before it
+    weights = 4 * plan.facts()["parameters"]
+    need = weights + 2 * (weights + plan.memory.optimizer)  # the best model, a state and the one before it
     output = Output.plan(written.out, invocation(), inputs, written.force, resumable=True, need=need)
     from llmctl.console import Console
 

@@ -105,12 +105,10 @@ def pick(device: str = "auto", dtype: str = "auto", threads: int = 0) -> Place:
     if device == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device is mps, but torch sees no Apple GPU.", "Use --device cpu.", Exit.USAGE)
     where = torch.device(device)
-    if where.type == "cuda":
-        if where.index is not None and where.index >= torch.cuda.device_count():
-            raise UserError(
-                f"--device is {device}, but there are {torch.cuda.device_count()} GPUs, numbered from 0.",
-                code=Exit.USAGE,
-            )
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device is {device}, but there are {torch.cuda.device_count()} GPUs, numbered from 0.", code=Exit.USAGE
+        )
     if threads:
         torch.set_num_threads(threads)
     if where.type == "cpu":

@@ -106,7 +106,7 @@ class Output:
         for path in self._paths:
             if str(path) != "-" and not str(path).startswith("hf:") and not Path(path).exists():
                 raise UserError(f"{path} does not exist.", "Check the path.")
-        _check_place(self.out, need)
+        _check_place(self.out, need - (_size(self.partial) if need and resumable else 0))
         if self.partial.is_dir():
             self._look_at_partial()
         if _occupied(self.out) and not self.up_to_date:
@@ -296,6 +296,15 @@ def _check_place(out: Path, need: int) -> None:
     if need > free:
         problem = f"{out} will take {need / 2**20:,.0f} MiB, but {parent} has {free / 2**20:,.0f} MiB free."
         raise UserError(problem, "Free some space, or write elsewhere with -o.", Exit.SPACE)
+
+
+def _size(directory: Path) -> int:
+    """Bytes that what an interrupted run left takes already."""
+    total = 0
+    for path in directory.rglob("*"):
+        with suppress(OSError):  # another process may be at work in it; that is looked at next
+            total += path.lstat().st_size
+    return total
 
 
 def _occupied(out: Path) -> bool:

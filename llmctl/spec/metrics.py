@@ -24,7 +24,7 @@ def read_metrics(path: str) -> list[dict[str, Any]]:
         UserError: there is none, or a line is not a JSON object.
     """
     if path == "-":
-        data = sys.stdin.buffer.read()
+        data = sys.stdin.buffer.read() if sys.stdin else b""
     else:
         file = _file_of(Path(path))
         try:
@@ -38,7 +38,7 @@ def read_metrics(path: str) -> list[dict[str, Any]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
             raise UserError(f"Line {number} of {path} is not a JSON object; wanted a {METRICS}.")

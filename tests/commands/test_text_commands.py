@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 
@@ -183,6 +184,24 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, corpus_file, bpe):
     assert done.returncode == 5, done.stderr
     assert done.stderr.count("\n") <= 3 and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fails_while_stdin_is_read_is_not_blamed_on_stdin(run, bpe):
+    ids = "1 2 3\n" * 50_000
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run("detokenize", "-", "--tokenizer", bpe, stdin=ids, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+    with open("/dev/full", "w") as full:
+        done = run("detokenize", "-", "--tokenizer", bpe, stdin=ids, stdout=full)
+    assert done.returncode == 5 and done.stderr.startswith("error: stdout: No space left on device.\n")
+
+
+def test_a_closed_stdin_is_said(run, start, bpe):
+    done = start("tokenize", "-", "--tokenizer", bpe, stdin=None, preexec_fn=lambda: os.close(0))
+    _, stderr = done.communicate(timeout=60)
+    assert done.returncode == 1 and stderr.startswith("error: stdin is closed.\nhint:  ")
 
 
 def test_nothing_held_out_is_worth_a_warning(run, tmp_path, bpe):

@@ -4,10 +4,12 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -205,6 +207,16 @@ def test_what_does_not_fit_on_the_disk_is_refused_beforehand():
     with pytest.raises(UserError, match="MiB free") as caught:
         Output.plan(Path("out"), Call(), [], need=1 << 60)
     assert caught.value.code == Exit.SPACE
+
+
+def test_what_an_interrupted_run_left_is_space_that_it_need_not_have_again():
+    interrupted(state=b"1" * 1000)
+    plan = {"invocation": Call(options={"heat": 900}), "inputs": ["a.txt"], "resumable": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+        assert Output.plan(Path("out"), **plan, need=1100).resumed
+        with pytest.raises(UserError, match="MiB free"):
+            Output.plan(Path("out"), **plan, need=1_000_000)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llmctl.errors import UserError
+from llmctl.spec.files import FULL
 
 BUFFER = 1 << 20
 WIDE = (b"\xff\xfe", b"\xfe\xff")  # how UTF-16 begins
@@ -26,6 +27,8 @@ def opened(path: str) -> Iterator[io.BufferedReader]:
         UserError: it cannot be opened or read, the compressed data is damaged, or it is UTF-16.
     """
     name = "stdin" if path == "-" else path
+    if path == "-" and sys.stdin is None:
+        raise UserError("stdin is closed.", "Pipe something into it, or name a file.")
     broken: list[type[Exception]] = [EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile]
     try:
         plain = io.BufferedReader(sys.stdin.buffer, BUFFER) if path == "-" else open(path, "rb", BUFFER)  # noqa: SIM115
@@ -46,6 +49,8 @@ def opened(path: str) -> Iterator[io.BufferedReader]:
     except tuple(broken) as error:
         raise UserError(f"{name} is damaged or cut short: {error}.", "Make or fetch the file again.") from error
     except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.errno in FULL:
+            raise  # not this stream's, but that of what was done with it
         raise UserError(f"{name} cannot be read: {error.strerror or error}.") from error
 
 

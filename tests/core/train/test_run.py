@@ -121,3 +121,10 @@ def test_recomputing_changes_no_gradient(tmp_path, tokens):
     finished(tmp_path / "kept", tokens, steps=3)
     finished(tmp_path / "computed", tokens, steps=3, recompute=True)
     assert digest(tmp_path / "kept") == digest(tmp_path / "computed")
+
+
+@pytest.mark.slow
+def test_compiled_layers_take_the_same_steps(tmp_path, tokens):
+    runs = [run_in(tmp_path / str(compiled), tokens, steps=3, compile=compiled) for compiled in (False, True)]
+    losses = [[event.loss for event in run.go() if isinstance(event, Step)] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # sums in another order
