@@ -6,11 +6,18 @@ from typing import Literal, get_args
 
 from llmctl.errors import Exit, UserError
 
-Kind = Literal["decoder"]
+Kind = Literal["decoder", "encoder", "encoder-decoder"]
+AttentionKind = Literal["softmax", "linear"]
 Norm = Literal["rms", "layer"]
+NormPlace = Literal["pre", "post", "output", "sandwich"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
-Position = Literal["rope", "learned", "alibi", "sinusoidal", "none"]
-RopeKind = Literal["linear", "dynamic", "llama3", "yarn"]
+Position = Literal["rope", "learned", "alibi", "sinusoidal", "relative", "none"]
+RopeKind = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
+Rotation = Literal["global", "local"]
+Classifier = Literal["none", "sequence", "token"]
+ClassifierDense = Literal["none", "tanh", "relu"]
+Pool = Literal["first", "last"]
+Problem = Literal["single_label", "multi_label", "regression"]
 
 _LARGEST = {"layers": 10_000}  # every other count ends at 2^31
 
@@ -37,6 +44,8 @@ class RopeScaling:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    short_factor: tuple[float, ...] = ()  # longrope: of each pair of channels, rows within original_context
+    long_factor: tuple[float, ...] = ()  # longrope: longer rows
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(RopeKind):
@@ -45,6 +54,9 @@ class RopeScaling:
         for name in numbers:
             if not _finite(getattr(self, name), more_than=0):
                 raise _misfit(f"rope scaling's {name} is {getattr(self, name)!r}; it must be more than 0.")
+        for name in ("short_factor", "long_factor"):
+            if not isinstance(getattr(self, name), tuple) or not all(_finite(one, 0) for one in getattr(self, name)):
+                raise _misfit(f"rope scaling's {name} is {getattr(self, name)!r}; wanted numbers, all more than 0.")
         for name in ("attention_factor", "mscale", "mscale_all_dim"):
             if getattr(self, name) is not None and not _finite(getattr(self, name), more_than=0):
                 raise _misfit(f"rope scaling's {name} is {getattr(self, name)!r}; it must be more than 0.")
@@ -74,30 +86,65 @@ class ModelConfig:
     kv_heads: int = 0  # 0: as many as heads
     head_dim: int = 0  # 0: width // heads
     kind: Kind = "decoder"
+    encoder_layers: int = 0  # of an encoder-decoder, whose `layers` are its decoder's; 0: as many
     norm: Norm = "rms"
     norm_eps: float = 1e-5
+    norm_place: NormPlace = "pre"  # before each half of a layer; post: after its sum; output: on what it adds; or both
+    norm_plus_one: bool = False  # norms multiply by 1 + weight
+    parallel: bool = False  # attention and MLP read the same stream, and both add to it
     activation: Activation = "silu"
     gated: bool = True
     position: Position = "rope"
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    rope_local_theta: float | None = None  # layers with a window turn by this base, unscaled
+    rope_skip: tuple[int, ...] = ()  # layers that turn nothing
+    rotary_dim: int = 0  # channels of a head that turn, the first ones; 0: all
+    position_offset: int = 0  # learned: rows of the table before that of position 0
+    relative_buckets: int = 32  # relative: rows of the table of biases
+    relative_distance: int = 128  # relative: distances from here on share a bucket
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    qk_norm_whole: bool = False  # over all heads together, not in each
+    attention: AttentionKind = "softmax"
+    attention_scale: float | None = None  # None: head_dim ** -0.5
+    attention_softcap: float | None = None  # scores become cap * tanh(scores / cap)
     window: int | None = None  # a query sees itself and window - 1 positions before it
     window_layers: tuple[int, ...] | None = None  # layers that have the window; None: all of them
     embed_norm: bool = False
+    embed_scale: bool = False  # token vectors times the root of the width
+    token_types: int = 0  # kinds of tokens that have a vector of their own
     tie: bool = True
+    lm_head: bool = True  # scores of tokens
+    head_transform: bool = False  # a dense layer, the activation and a norm before the scores
+    head_bias: bool = False
+    logit_scale: float = 1.0  # hidden states are multiplied by it before the scores
+    logit_softcap: float | None = None
+    pooler: bool = False  # a dense layer and tanh on the first token
+    next_sentence: bool = False  # two scores from the pooler
+    classifier: Classifier = "none"
+    classifier_dense: ClassifierDense = "none"  # a dense layer with this activation before the classifier's scores
+    classifier_pool: Pool = "first"  # which token stands for a sequence, where there is no pooler
+    problem: Problem = "single_label"
+    labels: tuple[str, ...] = ()  # of the classifier's scores
+    prefix_lm: bool = False  # the tokens of a prompt see each other both ways
     dropout: float = 0.0
     init_std: float = 0.02
     bos: int | None = None
     eos: tuple[int, ...] = ()
     pad: int | None = None
+    decoder_start: int | None = None  # what an encoder-decoder's decoder begins with
     model_type: str = "llama"  # what config.json calls it; only spec/families looks at it
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+        if self.kind == "encoder-decoder":
+            object.__setattr__(self, "encoder_layers", self.encoder_layers or self.layers)
+            self._check_count("encoder_layers")
+        elif self.encoder_layers:
+            raise _misfit(f"encoder_layers is {self.encoder_layers!r}, but its kind is {self.kind}.")
         for name in ("vocab", "width", "layers", "heads", "kv_heads", "ff", "context"):
             self._check_count(name)
         if not self.head_dim:
@@ -111,15 +158,18 @@ class ModelConfig:
         for name in _FLAGS:
             if type(getattr(self, name)) is not bool:
                 raise _misfit(f"{name} is {getattr(self, name)!r}; it must be true or false.")
-        for name in ("bos", "pad"):
+        for name in ("bos", "pad", "decoder_start"):
             if getattr(self, name) is not None and type(getattr(self, name)) is not int:
                 raise _misfit(f"{name} is {getattr(self, name)!r}; it must be a token id or null.")
         if not _ints(self.eos):
             raise _misfit(f"eos is {self.eos!r}; it must be a list of token ids.")
-        for name, more_than in (("norm_eps", None), ("init_std", None), ("dropout", None), ("rope_theta", 0)):
+        for name, more_than in _NUMBERS.items():
             if not _finite(getattr(self, name), more_than):
                 at_least = "0 or more" if more_than is None else f"more than {more_than}"
                 raise _misfit(f"{name} is {getattr(self, name)!r}; it must be a number, {at_least}.")
+        for name in ("rope_local_theta", "attention_scale", "attention_softcap", "logit_softcap"):
+            if getattr(self, name) is not None and not _finite(getattr(self, name), more_than=0):
+                raise _misfit(f"{name} is {getattr(self, name)!r}; it must be more than 0, or null.")
         if self.dropout >= 1:
             raise _misfit(f"dropout is {self.dropout:g}; it must be less than 1.")
         if self.heads % self.kv_heads:
@@ -127,19 +177,46 @@ class ModelConfig:
         self._check_rope()
         if self.window is not None:
             self._check_count("window")
-        layers = () if self.window_layers is None else self.window_layers
-        if not _ints(layers) or not all(0 <= layer < self.layers for layer in layers):
-            raise _misfit(f"window_layers {layers!r} are not all numbers of its {self.layers} layers.")
+        for name in ("window_layers", "rope_skip"):
+            layers = getattr(self, name) or ()
+            if not _ints(layers) or not all(0 <= layer < self.layers for layer in layers):
+                raise _misfit(f"{name} {layers!r} are not all numbers of its {self.layers} layers.")
+        for name in ("position_offset", "token_types"):
+            if getattr(self, name) and not _count(getattr(self, name), 1 << 31):
+                raise _misfit(f"{name} is {getattr(self, name)!r}; it must be a whole number, 0 or more.")
+        for name in ("relative_buckets", "relative_distance"):
+            self._check_count(name)
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        if not isinstance(self.labels, tuple) or not all(isinstance(label, str) for label in self.labels):
+            raise _misfit(f"labels are {self.labels!r}; they must be a list of names.")
+        if bool(self.labels) != (self.classifier != "none"):
+            raise _misfit(f"it has {len(self.labels)} labels, but its classifier is {self.classifier}.")
+        if self.next_sentence and not self.pooler:
+            raise _misfit("next_sentence needs the pooler.")
+        for name in ("pooler", "next_sentence"):
+            if getattr(self, name) and self.kind != "encoder":
+                raise _misfit(f"{name} belongs to an encoder, but its kind is {self.kind}.")
+        if self.prefix_lm and self.kind != "decoder":
+            raise _misfit(f"prefix_lm belongs to a decoder, but its kind is {self.kind}.")
 
     def _check_rope(self) -> None:
         if self.position != "rope":
             return
-        if self.head_dim % 2:
-            raise _misfit(f"head_dim {self.head_dim} is odd; rotary positions turn pairs of channels.")
+        if self.rotary_dim and (not _count(self.rotary_dim, self.head_dim)):
+            raise _misfit(f"rotary_dim is {self.rotary_dim!r}; it must be at most head_dim, {self.head_dim}.")
+        name, turned = ("rotary_dim", self.rotary_dim) if self.rotary_dim else ("head_dim", self.head_dim)
+        if turned % 2:
+            raise _misfit(f"{name} {turned} is odd; rotary positions turn pairs of channels.")
         if self.rope_scaling is None:
             return
-        if self.rope_scaling.kind == "dynamic" and self.head_dim < 4:
-            raise _misfit(f"head_dim {self.head_dim} is too small for dynamic rope scaling; wanted 4 or more.")
+        if self.rope_scaling.kind == "dynamic" and turned < 4:
+            raise _misfit(f"{name} {turned} is too small for dynamic rope scaling; wanted 4 or more.")
+        if self.rope_scaling.kind == "longrope":
+            for part in ("short_factor", "long_factor"):
+                if (found := len(getattr(self.rope_scaling, part))) != turned // 2:
+                    raise _misfit(f"rope scaling's {part} has {found} numbers; wanted {turned // 2}, one a pair.")
         if self.rope_scaling.kind == "yarn" and self.rope_theta <= 1:
             raise _misfit(f"rope_theta {self.rope_theta:g} is too small for yarn; wanted more than 1.")
 
@@ -148,19 +225,46 @@ class ModelConfig:
         if not _count(value, most):
             raise _misfit(f"{name} is {value!r}; it must be a whole number from 1 to {most}.")
 
+    @property
+    def stacks(self) -> dict[str, int]:
+        """The layers of each stack there is: "encoder", "decoder", or both, in the order in which they run."""
+        if self.kind == "encoder-decoder":
+            return {"encoder": self.encoder_layers, "decoder": self.layers}
+        return {self.kind: self.layers}
+
     def window_of(self, layer: int) -> int | None:
         """The sliding window of one layer, in positions, or None where it sees everything."""
         return self.window if self.window_layers is None or layer in self.window_layers else None
+
+    def rotation_of(self, layer: int) -> Rotation | None:
+        """By which angles a layer turns queries and keys: "global", "local" (rope_local_theta), or None."""
+        if self.position != "rope" or layer in self.rope_skip:
+            return None
+        return "global" if self.rope_local_theta is None or self.window_of(layer) is None else "local"
 
     def resized(self, **changes: object) -> "ModelConfig":
         """A copy with other numbers; kv_heads and head_dim stay unless they are named."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-_CHOICES = {name: get_args(kind) for name, kind in
-            (("kind", Kind), ("norm", Norm), ("activation", Activation), ("position", Position))}  # fmt: skip
-
-_FLAGS = ("gated", "qkv_bias", "out_bias", "mlp_bias", "qk_norm", "embed_norm", "tie")
+_CHOICES = {
+    "kind": get_args(Kind),
+    "norm": get_args(Norm),
+    "norm_place": get_args(NormPlace),
+    "activation": get_args(Activation),
+    "position": get_args(Position),
+    "attention": get_args(AttentionKind),
+    "classifier": get_args(Classifier),
+    "classifier_dense": get_args(ClassifierDense),
+    "classifier_pool": get_args(Pool),
+    "problem": get_args(Problem),
+}
+_FLAGS = (
+    *("gated", "qkv_bias", "out_bias", "mlp_bias", "qk_norm", "qk_norm_whole", "parallel", "norm_plus_one"),
+    *("embed_norm", "embed_scale", "tie", "lm_head", "head_transform", "head_bias", "pooler", "next_sentence"),
+    "prefix_lm",
+)
+_NUMBERS = {"norm_eps": None, "init_std": None, "dropout": None, "rope_theta": 0, "logit_scale": 0}  # more than
 
 
 def _misfit(problem: str) -> UserError:

@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_refused_by_name(changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"kind": "longrope"}, "'longrope' is none of linear"),
+        ({"kind": "ntk"}, "'ntk' is none of linear"),
         ({"factor": 0.0}, "factor is 0"),
         ({"kind": "llama3", "low_freq_factor": 4.0}, "must be more than its low_freq_factor"),
         ({"original_context": 0}, "original_context is 0"),
