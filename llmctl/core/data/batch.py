@@ -1,6 +1,6 @@
 """Batch: tokens packed into rows, and the order in which training meets them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmctl.core.model.memory import EncoderInput
 from llmctl.spec.train import rows_per_epoch
 
 IGNORE = -100  # a target that is not scored
+HELD_OUT = -1  # the epoch of rows that are evaluated on: the same noise every time
 
 
 class Batch(NamedTuple):
@@ -23,6 +25,11 @@ class Batch(NamedTuple):
         positions: place of each token in its document, from 0.
         segments: number of each token's document in its row, from 1; 0 is padding.
         scored: how many targets count.
+        read: how many tokens pass through the model: the encoder's too, padding not.
+        types: kind of each token, for models that tell kinds apart.
+        prefix: (B, T) bool, tokens that see each other both ways.
+        encoder: what the encoder of an encoder-decoder reads; the rest is then the decoder's.
+        pairs: (B,) int64, for rows of two texts: 0 where the second follows the first, 1 where it does not.
     """
 
     tokens: Tensor
@@ -30,13 +37,38 @@ class Batch(NamedTuple):
     positions: Tensor
     segments: Tensor
     scored: int
+    read: int
+    types: Tensor | None = None
+    prefix: Tensor | None = None
+    encoder: EncoderInput | None = None
+    pairs: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device; through pinned memory, without waiting, when that is a GPU."""
-        *tensors, scored = self
-        if device.type == "cuda":
-            return Batch(*(part.pin_memory().to(device, non_blocking=True) for part in tensors), scored)
-        return Batch(*(part.to(device) for part in tensors), scored)
+        pinned = device.type == "cuda"
+
+        def moved(part: Tensor) -> Tensor:
+            return (part.pin_memory() if pinned else part).to(device, non_blocking=pinned)
+
+        return Batch(
+            *(moved(part) if isinstance(part, Tensor) else part for part in self[:-2]),
+            encoder=None if self.encoder is None else self.encoder.to(device, pinned),
+            pairs=None if self.pairs is None else moved(self.pairs),
+        )
+
+
+class Place(NamedTuple):
+    """Where a row begins in the stream of tokens, and which row of which pass it is: what its noise is keyed by.
+
+    Attributes:
+        start: in tokens.
+        epoch: pass over the training tokens, from 0; HELD_OUT for rows of an evaluation.
+        index: of the row within its epoch, in the order in which they are taken.
+    """
+
+    start: int
+    epoch: int
+    index: int
 
 
 class Source(Protocol):
@@ -48,8 +80,11 @@ class Source(Protocol):
     def read(self, start: int, count: int) -> np.ndarray: ...
 
 
-def pack(source: Source, starts: list[int], block: int) -> Batch:
-    """Rows of `block` tokens that begin at `starts`, each asked for the token after it.
+Build = Callable[[Source, list[Place], int], Batch]  # rows of a source that begin at places, so many tokens long
+
+
+def pack(source: Source, places: list[Place], block: int) -> Batch:
+    """Rows of `block` tokens that begin at `places`, each asked for the token after it.
 
     The end-of-text token that closes one document opens the next: it is the first token of the next document's
     segment, and the target of the last token of its own. So every token is scored, each given its own document
@@ -57,16 +92,16 @@ def pack(source: Source, starts: list[int], block: int) -> Batch:
 
     Args:
         source: the tokens.
-        starts: B places in it; a row that reaches the end of the source is padded.
+        places: B of them; a row that reaches the end of the source is padded.
         block: T.
     """
-    count = len(starts)
+    count = len(places)
     tokens = np.zeros((count, block), dtype=np.int64)
     targets = np.full((count, block), IGNORE, dtype=np.int64)
     positions = np.zeros((count, block), dtype=np.int64)
     segments = np.zeros((count, block), dtype=np.int64)
     ends = source.document_ends
-    for row, start in enumerate(starts):
+    for row, (start, _, _) in enumerate(places):
         ids = source.read(start, min(block + 1, source.tokens - start))
         length = min(block, len(ids) - 1)
         if length < 1:
@@ -75,13 +110,14 @@ def pack(source: Source, starts: list[int], block: int) -> Batch:
         targets[row, :length] = ids[1 : length + 1]
         first, last = np.searchsorted(ends, (start + 1, start + length + 1), side="left")
         opens = np.asarray(ends[first:last], dtype=np.int64) - 1 - start  # places of end-of-text tokens in the row
-        places = np.arange(length)
-        segment = np.searchsorted(opens, places, side="right")
+        slots = np.arange(length)
+        segment = np.searchsorted(opens, slots, side="right")
         segments[row, :length] = segment + (1 if not len(opens) or opens[0] > 0 else 0)
         begins = np.concatenate(([0], opens))
-        positions[row, :length] = places - begins[segment]
+        positions[row, :length] = slots - begins[segment]
     made = (torch.from_numpy(part) for part in (tokens, targets, positions, segments))
-    return Batch(*made, scored=int((targets != IGNORE).sum()))
+    scored = int((targets != IGNORE).sum())
+    return Batch(*made, scored=scored, read=scored)
 
 
 @dataclass(frozen=True)
@@ -96,37 +132,40 @@ class TrainingOrder:
         block: tokens of a row.
         rows: rows of one step.
         seed: of the offsets and orders.
+        build: makes the rows.
     """
 
     source: Source
     block: int
     rows: int
     seed: int
+    build: Build = pack
 
-    def starts(self, step: int) -> list[int]:
+    def places(self, step: int) -> list[Place]:
         """Where the rows of step 1, 2, ... begin."""
         first = (step - 1) * self.rows
-        return [self._start(index) for index in range(first, first + self.rows)]
+        return [self._place(number) for number in range(first, first + self.rows)]
 
     def batches(self, step: int, micro: int) -> Iterator[Batch]:
         """The rows of a step, `micro` at a time."""
-        starts = self.starts(step)
-        for first in range(0, len(starts), micro):
-            yield pack(self.source, starts[first : first + micro], self.block)
+        places = self.places(step)
+        for first in range(0, len(places), micro):
+            yield self.build(self.source, places[first : first + micro], self.block)
 
-    def _start(self, index: int) -> int:
+    def _place(self, number: int) -> Place:
         rows = rows_per_epoch(self.source.tokens, self.block)
-        epoch, place = divmod(index, rows)
+        epoch, index = divmod(number, rows)
         slack = min(self.block, max(0, self.source.tokens - 1 - rows * self.block))
         offset, order = _epoch(self.seed, epoch, rows, slack)
-        return int(offset + order[place] * self.block)
+        return Place(int(offset + order[index] * self.block), epoch, index)
 
 
-def in_order(source: Source, block: int, rows: int, limit: int) -> Iterator[Batch]:
+def in_order(source: Source, block: int, rows: int, limit: int, build: Build = pack) -> Iterator[Batch]:
     """The first `limit` tokens of a source in order, `rows` rows of `block` tokens at a time: for evaluation."""
-    starts = list(range(0, min(source.tokens - 1, limit), block))
-    for first in range(0, len(starts), rows):
-        yield pack(source, starts[first : first + rows], block)
+    starts = range(0, min(source.tokens - 1, limit), block)
+    places = [Place(start, HELD_OUT, index) for index, start in enumerate(starts)]
+    for first in range(0, len(places), rows):
+        yield build(source, places[first : first + rows], block)
 
 
 @lru_cache(maxsize=2)

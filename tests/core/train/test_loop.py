@@ -33,12 +33,12 @@ def rows(number: int, count: int = 8, block: int = 16) -> Batch:
     for row in range(count):
         targets[row, row * 2 + 1 :] = IGNORE
     places = torch.arange(block).expand(count, block)
-    return Batch(tokens[:, :-1], targets, places, torch.ones_like(places), int((targets != IGNORE).sum()))
+    return Batch(tokens[:, :-1], targets, places, torch.ones_like(places), int((targets != IGNORE).sum()), targets.numel())
 
 
 def parts(batch: Batch, micro: int) -> list[Batch]:
     pieces = zip(*(tensor.split(micro) for tensor in batch[:4]), strict=True)
-    return [Batch(*piece, int((piece[1] != IGNORE).sum())) for piece in pieces]
+    return [Batch(*piece, int((piece[1] != IGNORE).sum()), piece[1].numel()) for piece in pieces]
 
 
 def trained(micro: int, steps: int = 3, **options) -> tuple[Transformer, list]:

@@ -52,7 +52,7 @@ def batch(config: ModelConfig, rows: int, block: int) -> Batch:
     tokens = torch.randint(0, config.vocab, (rows, block), generator=torch.Generator().manual_seed(0))
     places = torch.arange(block).expand(rows, block)
     half = block // 2
-    return Batch(tokens, tokens.roll(-1, 1), places % half, 1 + places // half, rows * block)
+    return Batch(tokens, tokens.roll(-1, 1), places % half, 1 + places // half, rows * block, rows * block)
 
 
 def kept_storages(model: torch.nn.Module, forward: Callable[[], object]) -> list[torch.UntypedStorage]:
