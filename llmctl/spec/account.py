@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.families import family_for
@@ -21,24 +22,21 @@ class Account:
 
     Attributes:
         stored: each rule, its layer's number filled in, with the tensor that it is about; in the order of the rules.
-        copy: a head stored beside the embedding that the config ties it to; it must equal that, or None.
+        copies: tensors stored a second time, such as a head beside the embedding that the config ties it to, with
+            the rule of the tensor that each must equal.
     """
 
     stored: dict[Name, TensorInfo]
-    copy: TensorInfo | None
+    copies: list[tuple[TensorInfo, Name]]
 
 
 def rules(config: ModelConfig) -> list[Name]:
     """The rename rules of every tensor that a model stores, layer numbers filled in, in the order of a file."""
     found: list[Name] = []
-    layered: list[Name] = []
-    for rule in [*family_for(config).names(config), None]:
-        if rule is not None and "{i}" in rule.theirs:
-            layered.append(rule)
-            continue
-        found += [_numbered(rule, i) for i in range(config.layers if layered else 0) for rule in layered]
-        layered = []
-        found += [] if rule is None else [rule]
+    for stack, run in groupby(family_for(config).names(config), _stack):
+        layers = [*run]
+        count = config.stacks[stack] if stack else 1
+        found += [_numbered(rule, i) if stack else rule for i in range(count) for rule in layers]
     return found
 
 
@@ -46,7 +44,8 @@ def their_shape(rule: Name, ours: dict[str, tuple[int, ...]]) -> tuple[int, ...]
     """The shape on disk of the tensor of one rule, given those of our tensors by name."""
     rows = sum(ours[name][0] for name in rule.ours)
     shape = (rows, *ours[rule.ours[0]][1:])
-    return shape[::-1] if rule.transposed else shape
+    shape = shape[::-1] if rule.transposed else shape
+    return (1, *shape) if rule.row else shape
 
 
 def account(tensors: dict[str, TensorInfo], config: ModelConfig, where: str) -> Account:
@@ -61,31 +60,40 @@ def account(tensors: dict[str, TensorInfo], config: ModelConfig, where: str) -> 
         UserError: tensors that are missing, unexpected, misshapen, or of a dtype that is not a float's.
     """
     family, ours = family_for(config), shapes(config)
-    wanted = rules(config)
     ignored = re.compile("|".join(family.ignored) or r"(?!)")
-    left = {name: info for name, info in tensors.items() if not ignored.fullmatch(name.removeprefix(family.prefix))}
-    spare = None
-    if config.tie:
-        spare = next(rule for rule in family.names(replace(config, tie=False)) if rule.ours == (_HEAD,))
-    copy = _taken(left, spare, family) if spare else None
+    left = {family.renaming(name): info for name, info in tensors.items()}
+    left = {name: info for name, info in left.items() if not ignored.fullmatch(family.bare(name))}
+    wanted = {rule.theirs: rule for rule in rules(config)}
+    aliases = {alias: wanted[name] for alias, name in _aliases(family, config).items() if name in wanted}
 
-    stored: dict[Name, TensorInfo] = {}
-    missing = []
-    for rule in wanted:
-        info = _taken(left, rule, family)
-        if info is None and rule.ours == (_EMBEDDING,) and copy is not None:
-            info, copy = copy, None  # a tied matrix, kept under its other name
-        if info is None:
-            missing.append(rule.theirs)
-        else:
+    stored = {rule: info for name, rule in wanted.items() if (info := _taken(left, name, family))}
+    copies = [(info, rule) for alias, rule in aliases.items() if (info := _taken(left, alias, family))]
+    for info, rule in copies[:]:
+        if rule not in stored:  # kept under its other name alone
             stored[rule] = info
-    pairs = [(info, their_shape(rule, ours)) for rule, info in stored.items()]
-    if copy is not None:
-        pairs.append((copy, ours[_EMBEDDING]))
+            copies.remove((info, rule))
+    stored = {rule: stored[rule] for rule in wanted.values() if rule in stored}
+    missing = [name for name, rule in wanted.items() if rule not in stored]
+    pairs = [(info, their_shape(rule, ours)) for rule, info in [*stored.items(), *((r, i) for i, r in copies)]]
     misshapen = [f"{i.name} is {list(i.shape)}, wanted {list(shape)}" for i, shape in pairs if i.shape != shape]
     odd = [f"{i.name} is {i.dtype}" for i, _ in pairs if i.dtype not in FLOATS]
     _raise(where, missing, sorted(left), misshapen, odd)
-    return Account(stored, copy)
+    return Account(stored, copies)
+
+
+def _aliases(family: Family, config: ModelConfig) -> dict[str, str]:
+    """Names of copies, by those of what they copy: the family's, and a tied head's."""
+    found = dict(family.aliases)
+    if config.tie and config.lm_head:
+        names = family.names(replace(config, tie=False))
+        embedding = next(rule.theirs for rule in names if rule.ours == (_EMBEDDING,))
+        found |= {rule.theirs: embedding for rule in names if rule.ours == (_HEAD,)}
+    return found
+
+
+def _stack(rule: Name) -> str:
+    """The stack whose layers a rule runs over, or nothing."""
+    return rule.ours[0].partition(".")[0] if "{i}" in rule.theirs else ""
 
 
 def _numbered(rule: Name, layer: int) -> Name:
@@ -93,9 +101,9 @@ def _numbered(rule: Name, layer: int) -> Name:
     return replace(rule, theirs=rule.theirs.replace("{i}", str(layer)), ours=filled)
 
 
-def _taken(left: dict[str, TensorInfo], rule: Name, family: Family) -> TensorInfo | None:
-    """The rule's tensor, taken out of those left: under its name, or without the prefix."""
-    return left.pop(rule.theirs, None) or left.pop(rule.theirs.removeprefix(family.prefix), None)
+def _taken(left: dict[str, TensorInfo], name: str, family: Family) -> TensorInfo | None:
+    """A tensor, taken out of those left: under its name, or without the prefix."""
+    return left.pop(name, None) or left.pop(family.bare(name), None)
 
 
 def _raise(where: str, missing: list[str], unexpected: list[str], misshapen: list[str], odd: list[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.account import account
-from llmctl.spec.families import family_of, read_config_json
+from llmctl.spec.families import config_of, read_config_json
 from llmctl.spec.manifest import listed, read_manifest
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.safetensors import INDEX, SINGLE, TensorInfo, read_header, read_tensors
@@ -56,18 +56,18 @@ class Contents:
             return cls(path, kind, None, None, every_tensor(path), {}, ())
         json = read_config_json(path) if (path / "config.json").is_file() else None
         config, remarks = None, []
-        if json is None:
-            remarks.append(f"{path} has no config.json.")
-        else:
-            try:
-                config = family_of(json).to_config(json)
-            except UserError as error:
-                remarks.append(error.problem)
         tensors: dict[str, TensorInfo] = {}
         if json is None or has_weights(path):
             tensors = read_tensors(path)
         else:
             remarks.append(f"{path} holds no weights; parameters are those that config.json asks for.")
+        if json is None:
+            remarks.append(f"{path} has no config.json.")
+        else:
+            try:
+                config = config_of(json, tensors or None)
+            except UserError as error:
+                remarks.append(error.problem)
         if config is not None and tensors:
             try:
                 account(tensors, config, str(path))

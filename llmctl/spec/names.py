@@ -16,9 +16,11 @@ class Name:
         transposed: the file stores (in, out), as GPT-2's Conv1D does; ours is always (out, in).
         fusion: how several of ours share the rows: one block after another (GPT-2), or taking turns
             head by head (BLOOM).
+        row: the file stores a vector with a leading dimension of one.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
     fusion: Fusion = "blocks"
+    row: bool = False

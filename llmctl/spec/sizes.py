@@ -9,7 +9,10 @@ CHINCHILLA_TOKENS_PER_PARAMETER = 20
 
 
 def linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """The matrices of one layer by the last part of their name, each (out, in), in the order of the forward pass."""
+    """The matrices of one layer by the last part of their name, each (out, in), in the order of the forward pass.
+
+    Cross-attention, where there is one, has the first four a second time.
+    """
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     shapes = {
         "q": (queries, config.width),
@@ -25,48 +28,104 @@ def linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of `core.model.Transformer`, by its name there; a tied head is absent."""
     found = outer_shapes(config)
-    first = {name: shape for name, shape in found.items() if name.startswith("embed.")}
-    for layer in range(config.layers):
-        first |= layer_shapes(config, f"decoder.layers.{layer}.")
+    first = {name: shape for name, shape in found.items() if name.startswith(("embed.", "encoder_embed."))}
+    for stack, layers in config.stacks.items():
+        for layer in range(layers):
+            first |= layer_shapes(config, f"{stack}.layers.{layer}.", crossed(config, stack))
     return first | found
 
 
+def crossed(config: ModelConfig, stack: str) -> bool:
+    """Whether the layers of a stack have cross-attention."""
+    return stack == "decoder" and config.kind == "encoder-decoder"
+
+
 def outer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of the parameters outside the layers: embedding, last norm, head."""
-    found: dict[str, tuple[int, ...]] = {"embed.tokens.weight": (config.vocab, config.width)}
-    if config.position == "learned":
-        found["embed.positions.weight"] = (config.context, config.width)
-    if config.embed_norm:
-        found |= _norm("embed.norm", config.width, config)
-    found |= _norm("decoder.norm", config.width, config)
-    if not config.tie:
-        found["head.weight"] = (config.vocab, config.width)
+    """The shapes of the parameters outside the layers: embeddings, relative positions, last norms, heads."""
+    width = config.width
+    found: dict[str, tuple[int, ...]] = {"embed.tokens.weight": (config.vocab, width)}
+    if config.token_types:
+        found["embed.types.weight"] = (config.token_types, width)
+    for embed in ("embed", "encoder_embed") if config.kind == "encoder-decoder" else ("embed",):
+        if config.position == "learned":
+            found[f"{embed}.positions.weight"] = (config.context + config.position_offset, width)
+        if config.embed_norm:
+            found |= _norm(f"{embed}.norm", width, config)
+    for stack in config.stacks:
+        if config.position == "relative":
+            found[f"{stack}.relative.weight"] = (config.relative_buckets, config.heads)
+        if config.norm_place != "post":
+            found |= _norm(f"{stack}.norm", width, config)
+    return found | _head_shapes(config)
+
+
+def _head_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Of tokens, of the pooler, of pairs and of labels."""
+    width = config.width
+    found: dict[str, tuple[int, ...]] = {}
+    if config.lm_head:
+        if config.head_transform:
+            found |= _dense("head.transform", width, width)
+            found |= {"head.norm.weight": (width,), "head.norm.bias": (width,)}
+        if not config.tie:
+            found["head.weight"] = (config.vocab, width)
+        if config.head_bias:
+            found["head.bias"] = (config.vocab,)
+    if config.pooler:
+        found |= _dense("pooler", width, width)
+    if config.next_sentence:
+        found |= _dense("next_sentence", 2, width)
+    if config.classifier_dense != "none":
+        found |= _dense("classifier.dense", width, width)
+    if config.labels:
+        found |= _dense("classifier.out", len(config.labels), width)
     return found
 
 
-def layer_shapes(config: ModelConfig, prefix: str = "") -> dict[str, tuple[int, ...]]:
-    """The shapes of one layer's parameters; every layer has the same."""
+def layer_shapes(config: ModelConfig, prefix: str = "", cross: bool = False) -> dict[str, tuple[int, ...]]:
+    """The shapes of one layer's parameters, `cross`: with cross-attention; all layers of a stack have the same."""
+    found = _attention_shapes(config, f"{prefix}attention")
+    halves = ["attention", "mlp"]
+    if cross:
+        found |= _attention_shapes(config, f"{prefix}cross_attention")
+        halves.insert(1, "cross_attention")
+    for name, shape in linears(config).items():
+        if name in ("gate", "up", "down"):
+            found[f"{prefix}mlp.{name}.weight"] = shape
+            if config.mlp_bias:
+                found[f"{prefix}mlp.{name}.bias"] = shape[:1]
+    for half in halves:
+        found |= _norm(f"{prefix}{half}_norm", config.width, config)
+        if config.norm_place == "sandwich":
+            found |= _norm(f"{prefix}{half}_out_norm", config.width, config)
+    return found
+
+
+def _attention_shapes(config: ModelConfig, module: str) -> dict[str, tuple[int, ...]]:
     biased = {"q": config.qkv_bias, "k": config.qkv_bias, "v": config.qkv_bias, "out": config.out_bias}
     found: dict[str, tuple[int, ...]] = {}
-    for name, shape in linears(config).items():
-        part = "attention" if name in biased else "mlp"
-        found[f"{prefix}{part}.{name}.weight"] = shape
-        if biased.get(name, config.mlp_bias):
-            found[f"{prefix}{part}.{name}.bias"] = shape[:1]
+    for name, bias in biased.items():
+        shape = linears(config)[name]
+        found[f"{module}.{name}.weight"] = shape
+        if bias:
+            found[f"{module}.{name}.bias"] = shape[:1]
     if config.qk_norm:
-        found[f"{prefix}attention.q_norm.weight"] = (config.head_dim,)
-        found[f"{prefix}attention.k_norm.weight"] = (config.head_dim,)
-    return (
-        found
-        | _norm(f"{prefix}attention_norm", config.width, config)
-        | _norm(f"{prefix}mlp_norm", config.width, config)
-    )
+        for name, heads in (("q", config.heads), ("k", config.kv_heads)):
+            found[f"{module}.{name}_norm.weight"] = (config.head_dim * (heads if config.qk_norm_whole else 1),)
+    return found
+
+
+def _dense(module: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{module}.weight": (outputs, inputs), f"{module}.bias": (outputs,)}
 
 
 def parameters(config: ModelConfig) -> int:
     """How many numbers the model learns; a tied head counts once."""
-    one = sum(map(prod, layer_shapes(config).values()))
-    return sum(map(prod, outer_shapes(config).values())) + config.layers * one
+    layers = sum(
+        count * sum(map(prod, layer_shapes(config, cross=crossed(config, stack)).values()))
+        for stack, count in config.stacks.items()
+    )
+    return sum(map(prod, outer_shapes(config).values())) + layers
 
 
 def matrix_parameters(config: ModelConfig) -> int:

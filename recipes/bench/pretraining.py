@@ -106,7 +106,7 @@ def ours(options: argparse.Namespace):
     from llmctl.core.model.init import initialise
     from llmctl.core.model.transformer import Transformer
     from llmctl.core.train.loop import train
-    from llmctl.core.train.objectives import clm
+    from llmctl.core.train.objectives import tokens_loss
     from llmctl.core.train.optim import optimizers
     from llmctl.spec.presets import shape
     from llmctl.spec.train import TrainConfig
@@ -119,7 +119,7 @@ def ours(options: argparse.Namespace):
     options_ = TrainConfig(steps=10**6, lr=LR, schedule="constant", warmup=0)
     order = TrainingOrder(Tokens.open(options.tokens).splits["train"], SHAPE["context"], ROWS, 0)
     made = optimizers(model, options_)
-    steps = train(model, lambda n: order.batches(n, ROWS), clm, options_, made, place, 10**6)
+    steps = train(model, lambda n: order.batches(n, ROWS), tokens_loss, options_, made, place, 10**6)
     return lambda: next(steps).loss
 
 

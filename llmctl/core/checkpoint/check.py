@@ -8,7 +8,7 @@ from llmctl.core.checkpoint.values import not_finite, same_bytes
 from llmctl.errors import UserError
 from llmctl.spec.account import account
 from llmctl.spec.contents import every_tensor, has_weights
-from llmctl.spec.families import family_of, read_config_json
+from llmctl.spec.families import config_of, family_of, read_config_json
 from llmctl.spec.files import read_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.safetensors import INDEX, TensorInfo, read_header, read_tensors
@@ -41,12 +41,12 @@ def check_checkpoint(
         note(f"{directory} has no config.json, so shapes were not checked.")
     if json is not None:
         try:
-            family = family_of(json)
+            family_of(json)
         except UserError as error:
             note(f"{directory}: {error.problem} Shapes were not checked.")
         else:
             try:
-                config = family.to_config(json)
+                config = config_of(json, tensors)
             except UserError as error:
                 yield Problem.of(directory / "config.json", error, "config")
     if config is not None and tensors is not None:
@@ -109,12 +109,11 @@ def _fit(directory: Path, tensors: dict[str, TensorInfo], config: ModelConfig) -
     except UserError as error:
         yield Problem.of(directory, error, "tensors")
         return
-    if found.copy is None:
-        return
-    embedding = next(info for rule, info in found.stored.items() if rule.ours == ("embed.tokens.weight",))
-    if embedding.dtype != found.copy.dtype or not same_bytes(directory, embedding, directory, found.copy):
-        text = f"{found.copy.name} differs from {embedding.name}, but config.json ties the two."
-        yield Problem(str(directory / found.copy.file), text, "tensors")
+    for copy, rule in found.copies:
+        original = found.stored[rule]
+        if original.dtype != copy.dtype or not same_bytes(directory, original, directory, copy):
+            text = f"{copy.name} differs from {original.name}, but config.json ties the two."
+            yield Problem(str(directory / copy.file), text, "tensors")
 
 
 def _special(directory: Path, config: dict[str, Any], vocab: int) -> Iterator[Problem]:

@@ -70,7 +70,7 @@ class Checkpoint:
                 the embedding.
         """
         found = account(read_tensors(self.path), self.config, str(self.path))
-        files = {info.file for info in found.stored.values()} | ({found.copy.file} if found.copy else set())
+        files = {info.file for info in found.stored.values()} | {info.file for info, _ in found.copies}
         maps = {file: _mapped(self.path / file) for file in files}
         device, dtype = torch.device(device), dtype or _main_dtype(found.stored.values())
         model = Transformer(self.config, device="meta")
@@ -81,9 +81,8 @@ class Checkpoint:
                 parts = split(rule, _tensor(maps, info), rows, self.config.heads)
                 for name, part in zip(rule.ours, parts, strict=True):
                     state[name] = _placed(part, device, dtype, writable)
-            if found.copy is not None:
-                embedding = next(info for rule, info in found.stored.items() if rule.ours == ("embed.tokens.weight",))
-                self._check_copy(_tensor(maps, found.copy), _tensor(maps, embedding))
+            for copy, rule in found.copies:
+                self._check_copy(copy, found.stored[rule], maps)
         model.load_state_dict(state, strict=True, assign=True)
         return model.requires_grad_().eval()
 
@@ -109,12 +108,12 @@ class Checkpoint:
             return {}
         return read_json(path, "generation_config.json")
 
-    def _check_copy(self, copy: Tensor, embedding: Tensor) -> None:
-        if copy.dtype != embedding.dtype or not torch.equal(copy, embedding):
+    def _check_copy(self, copy: TensorInfo, original: TensorInfo, maps: dict[str, mmap.mmap]) -> None:
+        one, other = _tensor(maps, copy), _tensor(maps, original)
+        if one.dtype != other.dtype or not torch.equal(one, other):
             raise UserError(
-                f"{self.path} stores a head of its own, but its config.json ties the head to the embedding, "
-                "and the two differ.",
-                "Set tie_word_embeddings to false in config.json to use the head, or remove it from the weights.",
+                f"{self.path} stores {copy.name} beside {original.name}; its config.json ties them, but they differ.",
+                f"Set tie_word_embeddings to false in config.json to use {copy.name}, or remove it from the weights.",
                 Exit.MISMATCH,
             )
 

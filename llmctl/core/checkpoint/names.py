@@ -18,6 +18,8 @@ def split(rule: Name, stored: Tensor, rows: list[int], heads: int) -> list[Tenso
     Returns:
         One tensor for each of `rule.ours`. Only fusion "heads" copies, for there the rows take turns.
     """
+    if rule.row:
+        stored = stored[0]
     if rule.transposed:
         stored = stored.t()
     if len(rule.ours) == 1:
@@ -36,4 +38,5 @@ def join(rule: Name, ours: list[Tensor], heads: int) -> Tensor:
         stored = torch.cat(ours)
     else:
         stored = torch.stack([tensor.unflatten(0, (heads, -1)) for tensor in ours], dim=1).flatten(0, 2)
-    return (stored.t() if rule.transposed else stored).contiguous()
+    stored = stored.t() if rule.transposed else stored
+    return (stored[None] if rule.row else stored).contiguous()

@@ -1,10 +1,11 @@
-"""KVCache: the keys and values of the tokens that a model has read, so that it reads each once."""
+"""What a model keeps of the tokens that it has read, so that it reads each once: their keys and values, or sums."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from llmctl.core.model.linear import LinearState
 from llmctl.spec.model import ModelConfig
 
 
@@ -96,3 +97,44 @@ class KVCache:
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot keep {length} of {self.length} tokens")
         self.length = length
+
+    def select(self, rows: Tensor) -> "KVCache":
+        """A cache of the rows at these places, (N,) int64, in their order; a row may come several times."""
+        marks = None if self.segments is None else self.segments[rows]
+        return KVCache(self.keys[:, rows], self.values[:, rows], self.length, marks)
+
+    def keep(self, places: list[int]) -> "KVCache":
+        """The rows at these places, ascending, and no others; they move up without a second cache."""
+        for to, place in enumerate(places):
+            if to != place:
+                self.keys[:, to], self.values[:, to] = self.keys[:, place], self.values[:, place]
+        marks = None if self.segments is None else self.segments[places]
+        return KVCache(self.keys[:, : len(places)], self.values[:, : len(places)], self.length, marks)
+
+    def grown(self, capacity: int) -> "KVCache":
+        """The same tokens in a cache with room for `capacity`."""
+        held = self.capacity
+        layers, rows, heads, _, dim = self.keys.shape
+        keys, values = (one.new_empty(layers, rows, heads, capacity, dim) for one in (self.keys, self.values))
+        keys[:, :, :, :held], values[:, :, :, :held] = self.keys, self.values
+        marks = None
+        if self.segments is not None:
+            marks = self.segments.new_ones(rows, capacity)
+            marks[:, :held] = self.segments
+        return KVCache(keys, values, self.length, marks)
+
+
+Cache = KVCache | LinearState
+
+CACHES: dict[str, type[KVCache] | type[LinearState]] = {"softmax": KVCache, "linear": LinearState}
+
+
+def cache_for(
+    config: ModelConfig,
+    batch: int,
+    capacity: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Cache:
+    """An empty cache of the kind that the model's attention takes: rows of `capacity` tokens at first."""
+    return CACHES[config.attention].allocate(config, batch, capacity, device, dtype)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LONGEST = 1024  # tokens of a row, beyond which the weights cost more memory than they save time
-QUERIES = 256  # queries of one block; a block skips the keys that come after it
+QUERIES = 256  # queries of one block; a causal block skips the keys that come after it
 
 
 def explicit_is_faster(q: Tensor, k: Tensor) -> bool:
@@ -14,44 +14,50 @@ def explicit_is_faster(q: Tensor, k: Tensor) -> bool:
     There the fused kernel's backward pass computes the scores anew, in small tiles; two matrix products over
     weights that were kept took 0.36 of its time at 256 tokens and 0.5 at 1024 (bf16, AVX512).
     """
-    return (
-        torch.is_grad_enabled() and q.requires_grad and q.device.type == "cpu" and q.shape[2] == k.shape[2] <= LONGEST
-    )
+    learning = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    return learning and q.device.type == "cpu" and max(q.shape[2], k.shape[2]) <= LONGEST
 
 
-def attend_explicitly(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """softmax(q k' scale + bias) v for causal attention of a row on itself.
+def attend_explicitly(
+    q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, bias: Tensor | None, scale: float, causal: bool = False
+) -> Tensor:
+    """softmax(q k' scale + hidden + bias) v.
 
     Args:
         q: (B, H, T, D).
-        k: (B, H, T, D).
-        v: (B, H, T, D).
-        bias: broadcastable to (B, H, T, T), dtype of q; -inf where a key is not seen, so everywhere after the query.
+        k: (B, H, S, D).
+        v: (B, H, S, D).
+        hidden: broadcastable to (B, H, T, S), dtype of q, without a gradient; -inf where a key is not seen.
+        bias: (1, H, T, S), dtype of q; has a gradient if it wants one.
         scale: multiplies the scores.
+        causal: S is T and `hidden` hides every key after its query, so such keys need not be computed.
 
     Returns:
         (B, H, T, D).
 
     Source: Vaswani et al., arXiv:1706.03762, equation 1; the softmax's gradient is p * (dp - sum(p * dp)).
     """
-    return _Explicit.apply(q, k, v, bias, scale)
+    return _Explicit.apply(q, k, v, hidden, bias, scale, causal)
 
 
 class _Explicit(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, bias, scale):
-        shape = q.shape
-        q, k, v = (x.reshape(-1, *shape[2:]) for x in (q, k, v))  # (B * H, T, D)
+    def forward(ctx, q, k, v, hidden, bias, scale, causal):
+        shape, keys = q.shape, k.shape[2]
+        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))  # (B * H, T or S, D)
+        added = [x.expand(*x.shape[:-2], shape[2], keys) for x in (hidden, bias) if x is not None]
         out, kept = torch.empty_like(q), []
         for start in range(0, shape[2], QUERIES):
             end = min(shape[2], start + QUERIES)
-            scores = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2)).mul_(scale)
-            scores.view(*shape[:2], end - start, end).add_(bias[..., start:end, :end])
+            seen = end if causal else keys
+            scores = torch.bmm(q[:, start:end], k[:, :seen].transpose(1, 2)).mul_(scale)
+            for one in added:
+                scores.view(*shape[:2], end - start, seen).add_(one[..., start:end, :seen])
             weights = F.softmax(scores, dim=-1)
-            torch.bmm(weights, v[:, :end], out=out[:, start:end])
+            torch.bmm(weights, v[:, :seen], out=out[:, start:end])
             kept.append(weights)
         ctx.save_for_backward(q, k, v, *kept)
-        ctx.scale = scale
+        ctx.scale, ctx.biased = scale, bias is not None and bias.requires_grad
         return out.view(shape)
 
     @staticmethod
@@ -59,18 +65,23 @@ class _Explicit(torch.autograd.Function):
         q, k, v, *kept = ctx.saved_tensors
         shape, grad = grad.shape, grad.reshape(q.shape)
         dq, dk, dv = torch.empty_like(q), None, None
+        d_bias = q.new_zeros(1, shape[1], shape[2], k.shape[1]) if ctx.biased else None
         for block in reversed(range(len(kept))):  # the last block sees every key, so it begins the sums
             start, weights = block * QUERIES, kept[block]
-            end = start + weights.shape[1]
+            end, seen = start + weights.shape[1], weights.shape[2]
             part = grad[:, start:end]
-            d_weights = torch.bmm(part, v[:, :end].transpose(1, 2))
-            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype).mul_(ctx.scale)
-            torch.bmm(d_scores, k[:, :end], out=dq[:, start:end])
+            d_weights = torch.bmm(part, v[:, :seen].transpose(1, 2))
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            if d_bias is not None:
+                d_bias[0, :, start:end, :seen] = d_scores.view(*shape[:2], end - start, seen).sum(0)
+            d_scores = d_scores.mul_(ctx.scale)
+            torch.bmm(d_scores, k[:, :seen], out=dq[:, start:end])
             block_dk = torch.bmm(d_scores.transpose(1, 2), q[:, start:end])
             block_dv = torch.bmm(weights.transpose(1, 2), part)
             if dk is None:
                 dk, dv = block_dk, block_dv
             else:
-                dk[:, :end] += block_dk
-                dv[:, :end] += block_dv
-        return dq.view(shape), dk.view(shape), dv.view(shape), None, None
+                dk[:, :seen] += block_dk
+                dv[:, :seen] += block_dv
+        dk, dv = (x.view(*shape[:2], *x.shape[1:]) for x in (dk, dv))  # (B, H, S, D)
+        return dq.view(shape), dk, dv, None, d_bias, None, None

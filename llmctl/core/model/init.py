@@ -7,28 +7,45 @@ import torch
 from torch import Tensor
 
 from llmctl.core.model.transformer import Transformer
+from llmctl.spec.model import ModelConfig
 
-RESIDUAL = ("attention.out.weight", "mlp.down.weight")  # what adds to the stream, twice a layer
+RESIDUAL = ("attention.out.weight", "mlp.down.weight")  # what adds to the stream, twice a layer or more
 
 
 def initialise(model: Transformer, seed: int) -> Transformer:
     """Fill a model with its first weights, in place, and return it.
 
     Matrices are normal with deviation init_std, those that add to the residual stream divided by the root of twice
-    the layers; norms are one and biases zero. Each tensor has a stream of its own, seeded by (seed, name) and drawn
-    in float32 on the CPU, so torch's global generator is neither read nor moved.
+    the layers; norms multiply by one and biases are zero. Models with relative positions have T5's deviations
+    instead, since their scores are not scaled down. Each tensor has a stream of its own, seeded by (seed, name) and
+    drawn in float32 on the CPU, so torch's global generator is neither read nor moved.
 
-    Source: Radford et al., "Language Models are Unsupervised Multitask Learners", section 2.3.
+    Source: Radford et al., "Language Models are Unsupervised Multitask Learners", section 2.3; Raffel et al.,
+    arXiv:1910.10683, and the released code, for T5.
     """
     config = model.config
+    deviation = _relative if config.position == "relative" else _plain
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                one = not name.endswith("bias") and not (config.norm_plus_one and "norm" in name)
+                parameter.fill_(1.0 if one else 0.0)
                 continue
-            deviation = config.init_std / (math.sqrt(2 * config.layers) if name.endswith(RESIDUAL) else 1.0)
-            parameter.copy_(_drawn(parameter.shape, deviation, seed, name))
+            parameter.copy_(_drawn(parameter.shape, deviation(config, name, parameter.shape[1]), seed, name))
     return model
+
+
+def _plain(config: ModelConfig, name: str, inputs: int) -> float:
+    return config.init_std / (math.sqrt(2 * config.layers) if name.endswith(RESIDUAL) else 1.0)
+
+
+def _relative(config: ModelConfig, name: str, inputs: int) -> float:
+    """T5's: by the inputs of a matrix, queries smaller by the root of a head, and token vectors of length one each."""
+    if name == "embed.tokens.weight":
+        return 1.0
+    if name.endswith("relative.weight"):
+        return config.width**-0.5
+    return (inputs * config.head_dim if name.endswith("attention.q.weight") else inputs) ** -0.5
 
 
 def _drawn(shape: torch.Size, deviation: float, seed: int, name: str) -> Tensor:

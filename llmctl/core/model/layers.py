@@ -1,17 +1,21 @@
 """Norm, Attention, MLP, Block, Stack: the layers, for every family alike."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmctl.core.model.attend import Mask, attend, causal_mask
+from llmctl.core.model.attend import Mask, attend, cross_mask, self_mask
 from llmctl.core.model.cache import KVCache
-from llmctl.core.model.position import Angles, Rotary, alibi_slopes, rotate
+from llmctl.core.model.memory import Memory
+from llmctl.core.model.position import Angles, Rotary, alibi_slopes, relative_buckets, rotate
 from llmctl.core.model.rms import rms_norm_trained
-from llmctl.spec.model import ModelConfig
+from llmctl.spec.model import ModelConfig, Rotation
+
+Side = Literal["encoder", "decoder"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -25,14 +29,20 @@ class Shared(NamedTuple):
     """What the layers of one forward pass have in common, computed once.
 
     Attributes:
-        angles: rotary cosines and sines, or None.
+        angles: rotary cosines and sines, by kind of rotation.
         masks: by window (None: the whole row).
         cache: keys and values of earlier tokens, or None.
+        memory: what cross-attention reads, or None.
+        memory_mask: of cross-attention.
+        segments: (B, S) int64 of all tokens in view, 0 where one is padding; None: each row is one document.
     """
 
-    angles: Angles | None
+    angles: dict[Rotation, Angles]
     masks: dict[int | None, Mask]
     cache: KVCache | None
+    memory: Memory | None
+    memory_mask: Mask
+    segments: Tensor | None
 
 
 class Linear(nn.Linear):
@@ -50,72 +60,150 @@ class Embedding(nn.Embedding):
 
 
 class RMSNorm(nn.Module):
-    """x over its root mean square, times a weight. Source: Zhang and Sennrich, arXiv:1910.07467."""
+    """x over its root mean square, times a weight. Source: Zhang and Sennrich, arXiv:1910.07467.
 
-    def __init__(self, width: int, eps: float, device: torch.device | str | None, dtype: torch.dtype | None):
+    Wider inputs are runs of `width` channels, each normalised on its own (the heads of queries and keys).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        eps: float,
+        plus_one: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width, device=device, dtype=dtype))
-        self.eps = eps
+        self.eps, self.plus_one = eps, plus_one
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) to the same."""
-        if x.requires_grad and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
-            return rms_norm_trained(x, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)  # autocast gives q and k in bf16
+        """(..., n width) to the same."""
+        weight, shape = self.weight, x.shape
+        if shape[-1] != weight.shape[0]:
+            x = x.unflatten(-1, (-1, weight.shape[0]))
+        if self.plus_one:
+            return _from_one(x, weight, self.eps).view(shape)
+        if x.requires_grad and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32:
+            return rms_norm_trained(x, weight, self.eps).view(shape)
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), self.eps).view(shape)  # autocast gives q and k in bf16
+
+
+def _from_one(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMS norm times 1 + weight, which is rounded once, at the end: Gemma's."""
+    one = weight.float() + 1.0
+    if x.requires_grad and x.device.type == "cpu" and x.dtype == torch.float32:
+        return rms_norm_trained(x, one, eps)
+    return F.rms_norm(x.float(), one.shape, one, eps).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
     """x less its mean, over its deviation, times a weight, plus a bias. Source: Ba et al., arXiv:1607.06450."""
 
-    def __init__(self, width: int, eps: float, device: torch.device | str | None, dtype: torch.dtype | None):
+    def __init__(
+        self,
+        width: int,
+        eps: float,
+        plus_one: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(width, device=device, dtype=dtype))
-        self.eps = eps
+        self.eps, self.plus_one = eps, plus_one
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to the same."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        weight = self.weight + 1 if self.plus_one else self.weight
+        return F.layer_norm(x, weight.shape, weight, self.bias, self.eps)
 
 
 NORMS: dict[str, type[nn.Module]] = {"rms": RMSNorm, "layer": LayerNorm}
 
 
+def norm_of(config: ModelConfig, device=None, dtype=None) -> nn.Module:
+    """A norm of the residual stream."""
+    return NORMS[config.norm](config.width, config.norm_eps, config.norm_plus_one, device, dtype)
+
+
 class Attention(nn.Module):
-    """Self-attention of one layer."""
+    """Self-attention of one layer.
+
+    `attend` is the function that makes outputs of queries, keys and values; one of the same signature may stand
+    in its place, to look at what it is given.
+    """
 
     def __init__(self, config: ModelConfig, layer: int, device=None, dtype=None):
         super().__init__()
         self.layer = layer
         self.window = config.window_of(layer)
+        self.rotation = config.rotation_of(layer)
         self.head_dim = config.head_dim
-        self.scale = config.head_dim**-0.5
+        self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        self.softcap = config.attention_softcap
         self.dropout = config.dropout
+        self.attend = attend
         inner, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim
         made = {"device": device, "dtype": dtype}
         self.q = Linear(config.width, inner, bias=config.qkv_bias, **made)
         self.k = Linear(config.width, shared, bias=config.qkv_bias, **made)
         self.v = Linear(config.width, shared, bias=config.qkv_bias, **made)
         self.out = Linear(inner, config.width, bias=config.out_bias, **made)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps, device, dtype) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps, device, dtype) if config.qk_norm else None
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            sizes = (inner, shared) if config.qk_norm_whole else (config.head_dim, config.head_dim)
+            self.q_norm, self.k_norm = (RMSNorm(n, config.norm_eps, config.norm_plus_one, **made) for n in sizes)
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         """(B, T, width) to the same."""
-        batch, tokens, _ = x.shape
-        q = self.q(x).view(batch, tokens, -1, self.head_dim)  # (B, T, H, D)
-        k = self.k(x).view(batch, tokens, -1, self.head_dim)  # (B, T, Hkv, D)
-        v = self.v(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, Hkv, T, D)
+        q, k, v = self.q(x), self.k(x), self.v(x)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, H, T, D), (B, Hkv, T, D)
-        if shared.angles is not None:
-            q, k = rotate(q, shared.angles), rotate(k, shared.angles)
+        q, k, v = self.heads(q), self.heads(k), self.heads(v)  # (B, H, T, D), (B, Hkv, T, D) twice
+        if self.rotation is not None:
+            angles = shared.angles[self.rotation]
+            q, k = rotate(q, angles), rotate(k, angles)
+        return self.merged(self.mix(q, k, v, shared))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, shared: Shared) -> Tensor:
+        """Outputs (B, H, T, D) of queries (B, H, T, D) on keys and values (B, Hkv, T, D) and those before them."""
         if shared.cache is not None:
             k, v = shared.cache.append(self.layer, k, v)  # (B, Hkv, S, D)
-        dropout = self.dropout if self.training else 0.0
-        y = attend(q, k, v, shared.masks[self.window], self.scale, dropout)
-        return self.out(y.transpose(1, 2).reshape(batch, tokens, -1))  # (B, T, H * D) inside
+        return self.attend(q, k, v, shared.masks[self.window], self.scale, self._drop(), self.softcap)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, T, heads * D) to (B, heads, T, D)."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def merged(self, y: Tensor) -> Tensor:
+        """(B, H, T, D) to (B, T, width)."""
+        return self.out(y.transpose(1, 2).flatten(2))  # (B, T, H * D) inside
+
+    def _drop(self) -> float:
+        return self.dropout if self.training else 0.0
+
+
+class CrossAttention(Attention):
+    """Attention of a decoder's layer on what its encoder made of the source; without positions."""
+
+    def forward(self, x: Tensor, shared: Shared) -> Tensor:
+        """(B, T, width) to the same."""
+        q = self.heads(self.q(x))  # (B, H, T, D)
+        k, v = self.remember(shared.memory, shared.cache is not None)
+        return self.merged(self.attend(q, k, v, shared.memory_mask, self.scale, self._drop(), self.softcap))
+
+    def remember(self, memory: Memory, keep: bool) -> tuple[Tensor, Tensor]:
+        """Keys and values of the source, (B, Hkv, S, D) each; `keep`: for the passes to come."""
+        if self.layer in memory.kept:
+            return memory.kept[self.layer]
+        made = self.heads(self.k(memory.hidden)), self.heads(self.v(memory.hidden))
+        if keep:
+            memory.kept[self.layer] = made
+        return made
+
+
+ATTENTIONS: dict[str, type[Attention]] = {"softmax": Attention}
 
 
 class MLP(nn.Module):
@@ -136,39 +224,104 @@ class MLP(nn.Module):
         return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
-class Block(nn.Module):
-    """One layer: attention, then MLP, each on normalised input and added to the stream."""
+Branch = Callable[[Tensor], Tensor]
 
-    def __init__(self, config: ModelConfig, layer: int, device=None, dtype=None):
+
+def _pre(x: Tensor, branch: Branch, norm: Branch, after: Branch | None) -> Tensor:
+    """Xiong et al., arXiv:2002.04745."""
+    return x + branch(norm(x))
+
+
+def _post(x: Tensor, branch: Branch, norm: Branch, after: Branch | None) -> Tensor:
+    """Vaswani et al., arXiv:1706.03762, section 3.1."""
+    return norm(x + branch(x))
+
+
+def _output(x: Tensor, branch: Branch, norm: Branch, after: Branch | None) -> Tensor:
+    """OLMo 2, arXiv:2501.00656, section 3.2."""
+    return x + norm(branch(x))
+
+
+def _sandwich(x: Tensor, branch: Branch, norm: Branch, after: Branch | None) -> Tensor:
+    """Gemma 2, arXiv:2408.00118, section 2."""
+    return x + after(branch(norm(x)))
+
+
+# How one half of a layer joins the stream, by where its norm is.
+PLACES: dict[str, Callable[[Tensor, Branch, Branch, Branch | None], Tensor]] = {
+    "pre": _pre,
+    "post": _post,
+    "output": _output,
+    "sandwich": _sandwich,
+}
+
+
+class Block(nn.Module):
+    """One layer: attention, cross-attention where there is a source, then MLP, each added to the stream."""
+
+    def __init__(self, config: ModelConfig, layer: int, side: Side, device=None, dtype=None):
         super().__init__()
-        norm = NORMS[config.norm]
-        self.attention_norm = norm(config.width, config.norm_eps, device, dtype)
-        self.attention = Attention(config, layer, device, dtype)
-        self.mlp_norm = norm(config.width, config.norm_eps, device, dtype)
-        self.mlp = MLP(config, device, dtype)
-        self.dropout = config.dropout
+        made = {"device": device, "dtype": dtype}
+        crossed, sandwich = side == "decoder" and config.kind == "encoder-decoder", config.norm_place == "sandwich"
+        self.attention_norm = norm_of(config, **made)
+        self.attention = ATTENTIONS[config.attention](config, layer, **made)
+        self.attention_out_norm = norm_of(config, **made) if sandwich else None
+        self.cross_attention_norm = norm_of(config, **made) if crossed else None
+        self.cross_attention = CrossAttention(config, layer, **made) if crossed else None
+        self.cross_attention_out_norm = norm_of(config, **made) if crossed and sandwich else None
+        self.mlp_norm = norm_of(config, **made)
+        self.mlp = MLP(config, **made)
+        self.mlp_out_norm = norm_of(config, **made) if sandwich else None
+        self.dropout, self.parallel, self.join = config.dropout, config.parallel, PLACES[config.norm_place]
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         """(B, T, width) to the same."""
-        x = x + self._dropped(self.attention(self.attention_norm(x), shared))
-        return x + self._dropped(self.mlp(self.mlp_norm(x)))
+        attention, mlp = self._branch(self.attention, shared=shared), self._branch(self.mlp)
+        if self.parallel:
+            return x + attention(self.attention_norm(x)) + mlp(self.mlp_norm(x))
+        x = self.join(x, attention, self.attention_norm, self.attention_out_norm)
+        if self.cross_attention is not None:
+            cross = self._branch(self.cross_attention, shared=shared)
+            x = self.join(x, cross, self.cross_attention_norm, self.cross_attention_out_norm)
+        return self.join(x, mlp, self.mlp_norm, self.mlp_out_norm)
 
-    def _dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+    def _branch(self, module: nn.Module, **given: Shared) -> Branch:
+        """The module, its output dropped in training."""
+        if self.training and self.dropout:
+            return lambda x: F.dropout(module(x, **given), self.dropout)
+        return partial(module, **given)
 
 
 class Stack(nn.Module):
-    """The layers in a row and the norm after them."""
+    """The layers in a row, and the norm after them where each has its norms before.
 
-    def __init__(self, config: ModelConfig, device=None, dtype=None):
+    Args:
+        side: an encoder's tokens see each other both ways, a decoder's only those before them.
+    """
+
+    def __init__(self, config: ModelConfig, side: Side, device=None, dtype=None):
         super().__init__()
-        self.layers = nn.ModuleDict({str(i): Block(config, i, device, dtype) for i in range(config.layers)})
-        self.norm = NORMS[config.norm](config.width, config.norm_eps, device, dtype)
-        self.windows = tuple({config.window_of(i): None for i in range(config.layers)})
-        self.rotary = Rotary(config) if config.position == "rope" else None
+        made = {"device": device, "dtype": dtype}
+        layers = range(config.stacks[side])
+        self.config, self.causal = config, side == "decoder"
+        self.layers = nn.ModuleDict({str(i): Block(config, i, side, **made) for i in layers})
+        self.norm = norm_of(config, **made) if config.norm_place != "post" else None
+        relative = config.position == "relative"
+        self.relative = Embedding(config.relative_buckets, config.heads, **made) if relative else None
+        self.windows = tuple({config.window_of(i): None for i in layers})
+        rotations = {config.rotation_of(i): None for i in layers}
+        self.rotaries = {kind: Rotary(config, kind) for kind in rotations if kind is not None}
         self.slopes = alibi_slopes(config.heads) if config.position == "alibi" else None
 
-    def forward(self, x: Tensor, positions: Tensor, segments: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        segments: Tensor | None = None,
+        cache: KVCache | None = None,
+        prefix: Tensor | None = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
         """The stream after every layer, normalised.
 
         Args:
@@ -176,17 +329,28 @@ class Stack(nn.Module):
             positions: (B or 1, T) int64.
             segments: (B, T) int64 or None.
             cache: earlier tokens, or None.
+            prefix: (B, T) bool, tokens that are seen by those before them too, or None.
+            memory: of the source, for a decoder that has one.
 
         Returns:
             (B, T, width).
         """
-        shared = self._prepare(x, positions, segments, cache)
+        shared = self._prepare(x, positions, segments, cache, prefix, memory)
         for layer in self.layers.values():
             x = layer(x, shared)
-        return self.norm(x)
+        return x if self.norm is None else self.norm(x)
 
-    def _prepare(self, x: Tensor, positions: Tensor, segments: Tensor | None, cache: KVCache | None) -> Shared:
+    def _prepare(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        segments: Tensor | None,
+        cache: KVCache | None,
+        prefix: Tensor | None,
+        memory: Memory | None,
+    ) -> Shared:
         tokens = keys = x.shape[1]
+        crossing = Mask() if memory is None else cross_mask(segments, memory.segments)
         if cache is not None:
             segments = cache.mark(segments, tokens)  # (B, S)
             keys += cache.length
@@ -195,6 +359,13 @@ class Stack(nn.Module):
         kind = x.device.type
         cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if cast else x.dtype  # of q, k and v
-        angles = None if self.rotary is None else self.rotary(positions, dtype)
-        masks = {w: causal_mask(tokens, keys, w, segments, self.slopes, x.device, dtype) for w in self.windows}
-        return Shared(angles, masks, cache)
+        angles = {name: rotary(positions, dtype) for name, rotary in self.rotaries.items()}
+        masks = {
+            window: self_mask(tokens, keys, self.causal, window, segments, self.slopes, prefix, x.device, dtype)
+            for window in self.windows
+        }
+        if self.relative is not None:
+            buckets = relative_buckets(tokens, keys, self.config, self.causal, x.device)  # (T, S)
+            bias = self.relative(buckets).permute(2, 0, 1)[None].to(dtype)  # (1, H, T, S)
+            masks = {window: mask._replace(bias=bias) for window, mask in masks.items()}
+        return Shared(angles, masks, cache, memory, crossing, segments)

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from llmctl.spec.model import ModelConfig, RopeScaling
+from llmctl.spec.model import ModelConfig, RopeScaling, Rotation
 
 Angles = tuple[Tensor, Tensor]
 
@@ -18,10 +19,12 @@ class Rotary:
     where channel i turns with channel i + D/2.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, kind: Rotation = "global"):
+        if kind == "local":
+            config = replace(config, rope_theta=config.rope_local_theta, rope_scaling=None)
         self.config = config
-        self.frequencies, self.factor = rope_frequencies(config)  # (D/2,) float32, not a buffer: casts would round it
-        self.dynamic = config.rope_scaling is not None and config.rope_scaling.kind == "dynamic"
+        self.frequencies, self.factor = rope_frequencies(config)  # (R/2,) float32, not a buffer: casts would round it
+        self.by_row = None if config.rope_scaling is None else _BY_ROW.get(config.rope_scaling.kind)
 
     def __call__(self, positions: Tensor, dtype: torch.dtype) -> Angles:
         """Cosines and signed sines for `rotate`.
@@ -31,25 +34,33 @@ class Rotary:
             dtype: of the result; the angles are float32.
 
         Returns:
-            Two tensors (B or 1, 1, T, D).
+            Two tensors (B or 1, 1, T, R), R the channels that turn.
         """
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
-        frequencies = dynamic_frequencies(self.config, positions) if self.dynamic else self.frequencies
-        angles = positions[:, None, :, None].float() * frequencies  # (B or 1, 1, T, D/2)
+        frequencies = self.frequencies if self.by_row is None else self.by_row(self.config, positions)
+        angles = positions[:, None, :, None].float() * frequencies  # (B or 1, 1, T, R/2)
         cos, sin = angles.cos() * self.factor, angles.sin() * self.factor
         return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:
-    """x (B, H, T, D) with each pair of channels (i, i + D/2) turned by its position's angle."""
+    """x (B, H, T, D) with each pair of channels (i, i + R/2) of the first R turned by its position's angle."""
     cos, sin = angles
+    turned = cos.shape[-1]
+    if turned < x.shape[-1]:
+        return torch.cat((rotate(x[..., :turned], angles), x[..., turned:]), dim=-1)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
+def turning(config: ModelConfig) -> int:
+    """R, the channels of a head that turn."""
+    return config.rotary_dim or config.head_dim
+
+
 def rope_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
-    """Radians a position that each pair of channels turns, (D/2,) float32 on the CPU, and the cosines' factor."""
-    plain = _inverse_powers(config.rope_theta, config.head_dim)
+    """Radians a position that each pair of channels turns, (R/2,) float32 on the CPU, and the cosines' factor."""
+    plain = _inverse_powers(config.rope_theta, turning(config))
     scaling = config.rope_scaling
     return (plain, 1.0) if scaling is None else _SCALED[scaling.kind](config, scaling, plain)
 
@@ -66,20 +77,42 @@ def dynamic_frequencies(config: ModelConfig, positions: Tensor) -> Tensor:
         positions: (B, T) int64.
 
     Returns:
-        (B, 1, 1, D/2) float32.
+        (B, 1, 1, R/2) float32.
 
     Source: "dynamic NTK-aware scaling", described in Peng et al., arXiv:2309.00071, section 3.3.
     """
-    factor, dim = config.rope_scaling.factor, config.head_dim
+    factor, dim = config.rope_scaling.factor, turning(config)
     length = positions.amax(dim=1).float().add(1).clamp(min=config.context)  # (B,)
     growth = factor * length / config.context - (factor - 1)
     base = config.rope_theta * growth ** (dim / (dim - 2))
     return _inverse_powers(base[:, None, None, None], dim)
 
 
-def _inverse_powers(base: float | Tensor, dim: int) -> Tensor:
+def longrope_frequencies(config: ModelConfig, positions: Tensor) -> Tensor:
+    """Frequencies divided by the short factors, or in rows longer than the original context by the long ones.
+
+    As with dynamic scaling, keys in a cache keep the angles with which they were read, and the length is each
+    row's own.
+
+    Args:
+        config: with rope_scaling of kind "longrope".
+        positions: (B, T) int64.
+
+    Returns:
+        (B, 1, 1, R/2) float32.
+
+    Source: Ding et al., "LongRoPE", arXiv:2402.13753, and the released code of Phi-3 for the choice by length.
+    """
+    scaling, device = config.rope_scaling, positions.device
+    both = torch.tensor((scaling.short_factor, scaling.long_factor), dtype=torch.float32, device=device)  # (2, R/2)
+    long = positions.amax(dim=1) >= (scaling.original_context or config.context)  # (B,)
+    base = torch.tensor(config.rope_theta, dtype=torch.float32, device=device)
+    return _inverse_powers(base, turning(config), both[long.long(), None, None])
+
+
+def _inverse_powers(base: float | Tensor, dim: int, times: float | Tensor = 1.0) -> Tensor:
     device = base.device if isinstance(base, Tensor) else "cpu"
-    return 1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
+    return 1.0 / (times * base ** (torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim))
 
 
 def _linear(config: ModelConfig, scaling: RopeScaling, plain: Tensor) -> tuple[Tensor, float]:
@@ -88,7 +121,7 @@ def _linear(config: ModelConfig, scaling: RopeScaling, plain: Tensor) -> tuple[T
 
 
 def _dynamic(config: ModelConfig, scaling: RopeScaling, plain: Tensor) -> tuple[Tensor, float]:
-    return plain, 1.0  # Rotary asks dynamic_frequencies each time
+    return plain, 1.0  # of rows within the context
 
 
 def _llama3(config: ModelConfig, scaling: RopeScaling, plain: Tensor) -> tuple[Tensor, float]:
@@ -101,7 +134,7 @@ def _llama3(config: ModelConfig, scaling: RopeScaling, plain: Tensor) -> tuple[T
 
 def _yarn(config: ModelConfig, scaling: RopeScaling, plain: Tensor) -> tuple[Tensor, float]:
     """NTK by parts, and cosines scaled to sharpen attention. Source: Peng et al., "YaRN", arXiv:2309.00071."""
-    dim, context = config.head_dim, scaling.original_context or config.context
+    dim, context = turning(config), scaling.original_context or config.context
 
     def channel(turns: float) -> float:
         return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
@@ -126,11 +159,23 @@ def _yarn_factor(scaling: RopeScaling) -> float:
     return mscale(1.0)
 
 
+def _longrope(config: ModelConfig, scaling: RopeScaling, plain: Tensor) -> tuple[Tensor, float]:
+    """Each pair pressed by a factor of its own. Source: Ding et al., "LongRoPE", arXiv:2402.13753, section 3.2."""
+    attention = scaling.attention_factor
+    if attention is None:
+        original = scaling.original_context or config.context
+        attention = math.sqrt(1 + math.log(scaling.factor) / math.log(original)) if scaling.factor > 1 else 1.0
+    short = torch.tensor(scaling.short_factor, dtype=torch.float32, device="cpu")
+    return plain / short, attention  # of rows within the original context
+
+
+_BY_ROW = {"dynamic": dynamic_frequencies, "longrope": longrope_frequencies}  # scalings by the length of a row
 _SCALED: dict[str, Callable[[ModelConfig, RopeScaling, Tensor], tuple[Tensor, float]]] = {
     "linear": _linear,
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": _longrope,
 }
 
 
@@ -146,6 +191,35 @@ def alibi_slopes(heads: int) -> Tensor:
     series = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
     series += [2.0 ** (-8 * (2 * i + 1) / (2 * power)) for i in range(heads - power)]
     return torch.tensor(series, dtype=torch.float32, device="cpu")
+
+
+def relative_buckets(queries: int, keys: int, config: ModelConfig, causal: bool, device: torch.device) -> Tensor:
+    """The row of the table of biases for each query and key: near distances have one each, far ones share.
+
+    Args:
+        queries: T, the last of `keys` tokens; distances count slots.
+        keys: S.
+        config: of a model whose position is "relative".
+        causal: keys after the query share the first bucket, and all buckets are for those before it; else half
+            of the buckets are for either side.
+
+    Returns:
+        (T, S) int64, less than relative_buckets.
+
+    Source: Raffel et al., arXiv:1910.10683, section 2.1, and the released code for the logarithmic steps.
+    """
+    slots = torch.arange(keys, device=device)
+    ahead = slots - slots[keys - queries :, None]  # (T, S), more than 0 after the query
+    count, first = config.relative_buckets, torch.zeros_like(ahead)
+    if causal:
+        away = -ahead.clamp(max=0)
+    else:
+        count //= 2
+        first, away = (ahead > 0) * count, ahead.abs()
+    near = count // 2
+    steps = math.log(config.relative_distance / near)
+    far = near + (torch.log(away.clamp(min=1).float() / near) / steps * (count - near)).long()
+    return first + torch.where(away < near, away, far.clamp(max=count - 1))
 
 
 def sinusoids(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:

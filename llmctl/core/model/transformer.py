@@ -1,20 +1,22 @@
-"""Transformer: tokens to hidden states, and hidden states to logits."""
+"""Transformer: tokens to hidden states, and hidden states to the scores of tokens, labels and pairs."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmctl.core.model.cache import KVCache
-from llmctl.core.model.layers import NORMS, Embedding, Linear, Stack
+from llmctl.core.model.layers import ACTIVATIONS, Block, Embedding, LayerNorm, Linear, Stack, norm_of
+from llmctl.core.model.memory import EncoderInput, Memory
 from llmctl.core.model.position import sinusoids
 from llmctl.errors import Exit, UserError
 from llmctl.spec.model import ModelConfig
 
 
 class Transformer(nn.Module):
-    """A decoder of any family: `model.head(model(tokens))` are the logits.
+    """An encoder, a decoder, or both, of any family: `model.head(model(tokens))` are the logits.
 
     The names of its parameters are the same for every family, and methods rely on them. Parameters are zeros until
     `initialise` or a checkpoint fills them; with device="meta" they take no memory.
@@ -23,10 +25,18 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
         super().__init__()
         self.config = config
-        self.embed = Embed(config, device, dtype)
-        self.decoder = Stack(config, device, dtype)
-        made = {"bias": False, "device": device, "dtype": dtype}
-        self.head = TiedHead(self.embed.tokens) if config.tie else Linear(config.width, config.vocab, **made)
+        made = {"device": device, "dtype": dtype}
+        self.embed = Embed(config, **made)
+        both = config.kind == "encoder-decoder"
+        self.encoder_embed = Embed(config, self.embed.tokens, **made) if both else None
+        self.encoder = Stack(config, "encoder", **made) if "encoder" in config.stacks else None
+        self.decoder = Stack(config, "decoder", **made) if "decoder" in config.stacks else None
+        self.head = None
+        if config.lm_head:
+            self.head = TiedHead(config, self.embed.tokens, **made) if config.tie else Head(config, **made)
+        self.pooler = Linear(config.width, config.width, **made) if config.pooler else None
+        self.next_sentence = Linear(config.width, 2, **made) if config.next_sentence else None
+        self.classifier = Classifier(config, **made) if config.labels else None
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.zero_()
@@ -37,73 +47,203 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         segments: Tensor | None = None,
         cache: KVCache | None = None,
+        types: Tensor | None = None,
+        prefix: Tensor | None = None,
+        encoder: EncoderInput | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
-        """Hidden states of each token, given those before it.
+        """Hidden states of each token: in a decoder given those before it, in an encoder given all.
 
         Args:
-            tokens: (B, T) int64.
+            tokens: (B, T) int64; of an encoder-decoder, those of its decoder.
             positions: (B, T) int64; None: counted on from the cache's length.
             segments: (B, T) int64, the document of each token in a packed row, 0 for padding: a token sees only
                 its own document. None: each row is one document.
             cache: earlier tokens of the same rows; the new ones are added to it. Without gradients only.
+            types: (B, T) int64, the kind of each token; None: all are of kind 0.
+            prefix: (B, T) bool, tokens of a decoder that see each other both ways.
+            encoder: what the encoder of an encoder-decoder reads.
+            memory: what it made of that, in place of `encoder`.
 
         Returns:
             (B, T, width), normalised: what `head` takes.
 
         Raises:
             UserError: learned positions, and the row is longer than they are.
+            ValueError: a source that the model has no encoder for, or none where it needs one.
         """
+        if (self.encoder_embed is None) == (encoder is not None or memory is not None):
+            raise ValueError(f"a model of kind {self.config.kind} reads {'a' if self.encoder_embed else 'no'} source")
+        if encoder is not None:
+            memory = self.encode(*encoder)
         start = 0 if cache is None else cache.length
-        end = start + tokens.shape[1]
-        if positions is None:
-            if self.embed.positions is not None and end > self.config.context:
-                raise UserError(
-                    f"A row of {end} tokens does not fit this model: its learned positions end at "
-                    f"{self.config.context}.",
-                    "Use shorter rows.",
-                    Exit.MISMATCH,
-                )
-            positions = torch.arange(start, end, device=tokens.device)[None]  # (1, T)
-        x = self.embed(tokens, positions)
-        x = self.decoder(x, positions, segments, cache)
+        positions = self._positions(tokens, positions, start)
+        stack = self.encoder if self.decoder is None else self.decoder
+        x = stack(self.embed(tokens, positions, types), positions, segments, cache, prefix, memory)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return x
 
+    def encode(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        types: Tensor | None = None,
+    ) -> Memory:
+        """What an encoder makes of a source, for the decoder to read; arguments as for `forward`.
+
+        Raises:
+            UserError: learned positions, and the row is longer than they are.
+        """
+        positions = self._positions(tokens, positions, 0)
+        embed = self.embed if self.encoder_embed is None else self.encoder_embed
+        return Memory(self.encoder(embed(tokens, positions, types), positions, segments), segments)
+
+    def pooled(self, hidden: Tensor, segments: Tensor | None = None) -> Tensor:
+        """What stands for each row: (B, T, width) to (B, width).
+
+        The pooler's view of the first token; without a pooler the first token, or the last that is not padding.
+        """
+        if self.pooler is not None:
+            return torch.tanh(self.pooler(hidden[:, 0]))
+        if self.config.classifier_pool == "first":
+            return hidden[:, 0]
+        if segments is None:
+            return hidden[:, -1]
+        slots = torch.arange(hidden.shape[1], device=hidden.device)
+        last = (slots * (segments != 0)).amax(dim=1)  # (B,)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+    def next_sentence_scores(self, hidden: Tensor) -> Tensor:
+        """(B, T, width) to (B, 2): that the second text of each row follows the first, and that it does not."""
+        return self.next_sentence(self.pooled(hidden))
+
+    def classify(self, hidden: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Scores of labels: of each row, (B, L), or with a classifier of tokens of each token, (B, T, L)."""
+        each = self.config.classifier == "token"
+        return self.classifier(hidden if each else self.pooled(hidden, segments))
+
+    @property
+    def layers(self) -> list[Block]:
+        """Every layer of every stack, in the order in which they run."""
+        stacks = [stack for stack in (self.encoder, self.decoder) if stack is not None]
+        return [layer for stack in stacks for layer in stack.layers.values()]
+
+    def _positions(self, tokens: Tensor, positions: Tensor | None, start: int) -> Tensor:
+        """(B or 1, T), counted from `start` unless they are given."""
+        if positions is not None:
+            return positions
+        end = start + tokens.shape[1]
+        if self.embed.positions is not None and end > self.config.context:
+            raise UserError(
+                f"A row of {end} tokens does not fit this model: its learned positions end at {self.config.context}.",
+                "Use shorter rows.",
+                Exit.MISMATCH,
+            )
+        return torch.arange(start, end, device=tokens.device)[None]  # (1, T)
+
 
 class Embed(nn.Module):
-    """Tokens, and absolute positions where the model has them, to the first hidden states."""
+    """Tokens, and absolute positions and kinds of tokens where the model has them, to the first hidden states.
 
-    def __init__(self, config: ModelConfig, device=None, dtype=None):
+    Args:
+        tokens: the table of another Embed, which is then shared; None: one of its own.
+    """
+
+    def __init__(self, config: ModelConfig, tokens: nn.Embedding | None = None, device=None, dtype=None):
         super().__init__()
-        self.tokens = Embedding(config.vocab, config.width, device=device, dtype=dtype)
-        learned = config.position == "learned"
-        self.positions = Embedding(config.context, config.width, device=device, dtype=dtype) if learned else None
-        self.norm = NORMS[config.norm](config.width, config.norm_eps, device, dtype) if config.embed_norm else None
+        made = {"device": device, "dtype": dtype}
+        if tokens is None:
+            self.tokens = Embedding(config.vocab, config.width, **made)
+        self._shared = (tokens,)  # in a tuple, else its weight would be listed twice
+        self.offset = config.position_offset
+        rows, learned = config.context + config.position_offset, config.position == "learned"
+        self.positions = Embedding(rows, config.width, **made) if learned else None
+        self.types = Embedding(config.token_types, config.width, **made) if config.token_types else None
+        self.norm = norm_of(config, **made) if config.embed_norm else None
         self.sinusoidal = config.position == "sinusoidal"
+        self.scaled = self.sinusoidal or config.embed_scale
         self.dropout = config.dropout
 
-    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """(B, T) tokens and (B or 1, T) positions to (B, T, width).
+    def forward(self, tokens: Tensor, positions: Tensor, types: Tensor | None = None) -> Tensor:
+        """(B, T) tokens, (B or 1, T) positions and (B, T) kinds to (B, T, width).
 
         Source: token vectors are scaled by the root of the width where sinusoids are added: Vaswani et al.,
-        arXiv:1706.03762, sections 3.4 and 3.5.
+        arXiv:1706.03762, sections 3.4 and 3.5; kinds: Devlin et al., arXiv:1810.04805, figure 2.
         """
-        x = self.tokens(tokens)
+        x = (self._shared[0] or self.tokens)(tokens)
+        if self.scaled:
+            x = x * torch.tensor(math.sqrt(x.shape[-1]), dtype=x.dtype)  # rounded as Gemma rounds it
+        if self.types is not None:
+            x = x + (self.types.weight[0] if types is None else self.types(types))
         if self.positions is not None:
-            x = x + self.positions(positions)
+            x = x + self.positions(positions + self.offset)
         elif self.sinusoidal:
-            x = x * math.sqrt(x.shape[-1]) + sinusoids(positions, x.shape[-1], x.dtype)
+            x = x + sinusoids(positions, x.shape[-1], x.dtype)
         if self.norm is not None:
             x = self.norm(x)
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
-class TiedHead(nn.Module):
-    """Logits by the token embedding's own matrix; it has no parameters."""
+class Projection(NamedTuple):
+    """How features become logits: capped(features weight' + bias).
 
-    def __init__(self, embedding: nn.Embedding):
+    Attributes:
+        weight: (V, width).
+        bias: (V,) or None.
+        softcap: logits become softcap * tanh(logits / softcap), or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None
+
+
+class _Scores(nn.Module):
+    """Hidden states to logits; what `Head` and `TiedHead` share."""
+
+    def __init__(self, config: ModelConfig, device=None, dtype=None):
         super().__init__()
+        made = {"device": device, "dtype": dtype}
+        self.transform = self.norm = None
+        if config.head_transform:
+            self.transform = Linear(config.width, config.width, **made)
+            self.norm = LayerNorm(config.width, config.norm_eps, **made)
+            self.activation = ACTIVATIONS[config.activation]
+        self.bias = nn.Parameter(torch.empty(config.vocab, **made)) if config.head_bias else None
+        self.scale, self.softcap = config.logit_scale, config.logit_softcap
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """What meets the matrix: (..., width) to the same."""
+        if self.transform is not None:
+            hidden = self.norm(self.activation(self.transform(hidden)))
+        return hidden if self.scale == 1 else hidden * self.scale
+
+    @property
+    def projection(self) -> Projection:
+        """What makes logits of the features."""
+        return Projection(self.weight, self.bias, self.softcap)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., width) to (..., V)."""
+        logits = F.linear(self.features(hidden), self.weight, self.bias)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+class Head(_Scores):
+    """Logits by a matrix of its own."""
+
+    def __init__(self, config: ModelConfig, device=None, dtype=None):
+        super().__init__(config, device, dtype)
+        self.weight = nn.Parameter(torch.empty(config.vocab, config.width, device=device, dtype=dtype))
+
+
+class TiedHead(_Scores):
+    """Logits by the token embedding's own matrix, which is not among its parameters."""
+
+    def __init__(self, config: ModelConfig, embedding: nn.Embedding, device=None, dtype=None):
+        super().__init__(config, device, dtype)
         self._embedding = (embedding,)  # in a tuple, else its weight would be listed twice
 
     @property
@@ -111,6 +251,26 @@ class TiedHead(nn.Module):
         """(V, width), the embedding's."""
         return self._embedding[0].weight
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(..., width) to (..., V)."""
-        return F.linear(hidden, self.weight)
+
+class Classifier(nn.Module):
+    """Scores of labels, after a dense layer where the family has one."""
+
+    def __init__(self, config: ModelConfig, device=None, dtype=None):
+        super().__init__()
+        made = {"device": device, "dtype": dtype}
+        dense = config.classifier_dense != "none"
+        self.dense = Linear(config.width, config.width, **made) if dense else None
+        self.activation = DENSE[config.classifier_dense]
+        self.out = Linear(config.width, len(config.labels), **made)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) to (..., L)."""
+        x = self._dropped(x)
+        return self.out(x if self.dense is None else self._dropped(self.activation(self.dense(x))))
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+
+
+DENSE = {"none": nn.Identity(), "tanh": torch.tanh, "relu": F.relu}

@@ -13,12 +13,12 @@ def recompute(model: Transformer) -> None:
 
     Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174.
     """
-    for layer in model.decoder.layers.values():
+    for layer in model.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def compile_layers(model: Transformer) -> None:
     """Compile the layers with torch.compile: one compilation serves them all; names stay as they are."""
-    torch._dynamo.config.cache_size_limit = max(64, len(model.decoder.layers))
-    for layer in model.decoder.layers.values():
+    torch._dynamo.config.cache_size_limit = max(64, len(model.layers))
+    for layer in model.layers:
         layer.compile()

@@ -1,5 +1,6 @@
 """FAMILIES: which published checkpoints are known, and how a config.json becomes a ModelConfig and back."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from llmctl.spec.families import bloom, gpt2, llama, native
 from llmctl.spec.families.family import Family
 from llmctl.spec.files import read_json
 from llmctl.spec.model import ModelConfig
+from llmctl.spec.safetensors import INDEX, SINGLE, read_tensors
 
 FAMILIES: dict[str, Family] = {
     "gpt2": gpt2.FAMILY,
@@ -51,13 +53,44 @@ def family_for(config: ModelConfig) -> Family:
 
 
 def read_config(directory: Path | str) -> ModelConfig:
-    """The ModelConfig of a checkpoint directory.
+    """The ModelConfig of a checkpoint directory; where its config.json leaves heads open, the weights beside it decide.
 
     Raises:
-        UserError: config.json is absent, unreadable, of another model, or asks for what is not implemented.
+        UserError: config.json is absent, unreadable, of another model, or asks for what is not implemented; or the
+            headers of the weights are needed and cannot be read.
     """
-    found = read_config_json(directory)
-    return family_of(found).to_config(found)
+    directory, found = Path(directory), read_config_json(directory)
+    stored = family_of(found).settled and any((directory / name).is_file() for name in (SINGLE, INDEX))
+    return config_of(found, read_tensors(directory) if stored else None)
+
+
+def config_of(json: dict, names: Iterable[str] | None = None) -> ModelConfig:
+    """The ModelConfig of a parsed config.json.
+
+    Args:
+        names: of all tensors stored with it, which decide on heads that config.json leaves open.
+
+    Raises:
+        UserError: it is of another model, or asks for what is not implemented.
+    """
+    family = family_of(json)
+    config = family.to_config(json)
+    if names is None:
+        return config
+    present = {family.bare(family.renaming(name)) for name in names}
+    for flag in family.settled:
+        with_it, without = (_stored(family, config, flag, value) for value in (True, False))
+        config = replace(config, **{flag: bool(present & (with_it - without))})
+    return config
+
+
+def _stored(family: Family, config: ModelConfig, flag: str, value: bool) -> set[str]:
+    """What the tensors of a model with such a flag are called, without prefixes; none where it cannot be."""
+    try:
+        names = family.names(replace(config, **{flag: value}))
+    except UserError:  # flags that need one another
+        return set()
+    return {family.bare(rule.theirs) for rule in names}
 
 
 def read_config_json(directory: Path | str) -> dict:
@@ -75,8 +108,11 @@ def read_config_json(directory: Path | str) -> dict:
 
 
 def _says(family: Family, config: ModelConfig) -> bool:
+    """Whether a config.json of the family says all of a config but what the stored tensors say."""
     try:
-        return _essence(family.to_config(family.to_json(config))) == _essence(config)
+        said = family.to_config(family.to_json(config))
+        open_ = {flag: getattr(config, flag) for flag in family.settled}
+        return _essence(replace(said, **open_)) == _essence(config)
     except UserError:
         return False
 

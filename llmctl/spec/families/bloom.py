@@ -92,4 +92,4 @@ def names(config: ModelConfig) -> list[Name]:
     ]
 
 
-FAMILY = Family(model_types=("bloom",), to_config=to_config, to_json=to_json, names=names, prefix="transformer.")
+FAMILY = Family(model_types=("bloom",), to_config=to_config, to_json=to_json, names=names, prefixes=("transformer.",))

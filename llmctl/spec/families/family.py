@@ -1,7 +1,8 @@
 """Family: how one kind of published checkpoint spells what ModelConfig and Transformer say."""
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
@@ -16,16 +17,33 @@ class Family:
         to_config: a parsed config.json to ModelConfig. Raises UserError where we would compute something else.
         to_json: back; every key that a reader needs, without dtype.
         names: one rule for each kind of tensor that a model of that config stores, in the order it is written.
-        prefix: of tensor names, which files of a model saved without its head lack.
+        prefixes: of tensor names, which files of a model saved without its head lack.
         ignored: patterns (whole name, after the prefix) of stored buffers that follow from the config.
+        renamed: (pattern, replacement) of what old files call otherwise, applied to every stored name.
+        aliases: other names under which a file may hold a tensor again, or instead: alias to the name in `names`.
+        settled: flags of ModelConfig that the stored tensors decide: config.json does not always say which heads
+            there are.
     """
 
     model_types: tuple[str, ...]
     to_config: Callable[[dict], ModelConfig]
     to_json: Callable[[ModelConfig], dict]
     names: Callable[[ModelConfig], list[Name]]
-    prefix: str = ""
+    prefixes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
+    settled: tuple[str, ...] = ()
+
+    def renaming(self, name: str) -> str:
+        """What a stored tensor is called in files of today."""
+        for pattern, replacement in self.renamed:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def bare(self, name: str) -> str:
+        """A tensor's name without the prefix."""
+        return next((name.removeprefix(prefix) for prefix in self.prefixes if name.startswith(prefix)), name)
 
 
 def pair(theirs: str, ours: str, bias: bool, **how: object) -> list[Name]:

@@ -108,6 +108,6 @@ FAMILY = Family(
     to_config=to_config,
     to_json=to_json,
     names=names,
-    prefix="transformer.",
+    prefixes=("transformer.",),
     ignored=(r"h\.\d+\.attn\.(masked_)?bias",),
 )

@@ -3,9 +3,10 @@
 from dataclasses import asdict, fields, replace
 
 from llmctl.errors import Exit, UserError
-from llmctl.spec.families.family import Family, pair
+from llmctl.spec.families.family import Family
 from llmctl.spec.model import ModelConfig, RopeScaling
 from llmctl.spec.names import Name
+from llmctl.spec.sizes import crossed, layer_shapes, outer_shapes
 
 _OTHER = ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version")
 
@@ -25,11 +26,12 @@ def to_config(json: dict) -> ModelConfig:
             Exit.MISMATCH,
         )
     try:
-        for name in ("eos", "window_layers"):
+        for name in ("eos", "window_layers", "rope_skip", "labels"):
             if given.get(name) is not None:
                 given[name] = tuple(given[name])
         if given.get("rope_scaling") is not None:
-            given["rope_scaling"] = RopeScaling(**given["rope_scaling"])
+            scaling = {key: tuple(one) if isinstance(one, list) else one for key, one in given["rope_scaling"].items()}
+            given["rope_scaling"] = RopeScaling(**scaling)
     except TypeError as error:
         raise UserError(f"config.json of model_type llmctl: {error}.", code=Exit.MISMATCH) from error
     return ModelConfig(**given, model_type="llmctl")
@@ -42,25 +44,14 @@ def to_json(config: ModelConfig) -> dict:
 
 def names(config: ModelConfig) -> list[Name]:
     """Our own names."""
-    layer, bias = "decoder.layers.{i}", config.norm == "layer"
-
-    def same(module: str, biased: bool) -> list[Name]:
-        return pair(module, module, biased)
-
-    return [
-        *same("embed.tokens", False),
-        *(same("embed.positions", False) if config.position == "learned" else []),
-        *(same("embed.norm", bias) if config.embed_norm else []),
-        *same(f"{layer}.attention_norm", bias),
-        *(rule for part in "qkv" for rule in same(f"{layer}.attention.{part}", config.qkv_bias)),
-        *same(f"{layer}.attention.out", config.out_bias),
-        *(rule for part in "qk" if config.qk_norm for rule in same(f"{layer}.attention.{part}_norm", False)),
-        *same(f"{layer}.mlp_norm", bias),
-        *(rule for part in ("gate", "up", "down") if part != "gate" or config.gated
-          for rule in same(f"{layer}.mlp.{part}", config.mlp_bias)),
-        *same("decoder.norm", bias),
-        *([] if config.tie else same("head", False)),
-    ]  # fmt: skip
+    outer = list(outer_shapes(config))
+    embeds = [name for name in outer if name.startswith(("embed.", "encoder_embed."))]
+    layers = [
+        name
+        for stack in config.stacks
+        for name in layer_shapes(config, f"{stack}.layers.{{i}}.", crossed(config, stack))
+    ]
+    return [Name(name, (name,)) for name in (*embeds, *layers, *outer[len(embeds) :])]
 
 
 FAMILY = Family(model_types=("llmctl",), to_config=to_config, to_json=to_json, names=names)

@@ -4,30 +4,61 @@ import pytest
 import torch
 
 from llmctl.core.model import attend as module
-from llmctl.core.model.attend import attend, attend_naively, causal_mask
+from llmctl.core.model.attend import attend, attend_naively, cross_mask, self_mask
 from llmctl.core.model.position import alibi_slopes
 
 
-def case(tokens: int, kind: str):
+def case(tokens: int, kind: str, keys: int | None = None):
+    """Leaves q, k, v, and the bias that is learned or None; a mask of some kind."""
     torch.manual_seed(tokens)
+    keys = keys or tokens
     q = torch.randn(2, 4, tokens, 8, requires_grad=True)
-    k, v = (torch.randn(2, 2, tokens, 8, requires_grad=True) for _ in range(2))
-    segments = torch.sort(torch.randint(1, 4, (2, tokens)), dim=1).values if kind == "segments" else None
-    slopes = alibi_slopes(4) if kind == "alibi" else None
-    return q, k, v, causal_mask(tokens, tokens, 5 if kind == "window" else None, segments, slopes)
+    k, v = (torch.randn(2, 2, keys, 8, requires_grad=True) for _ in range(2))
+    segments = torch.sort(torch.randint(1, 4, (2, tokens)), dim=1).values
+    seen = torch.sort(torch.randint(1, 4, (2, keys)), dim=1).values
+    seen[:, 0], segments[:, 0] = 1, 1
+    bias = torch.randn(1, 4, tokens, keys, requires_grad=True) if "learned" in kind else None
+    mask = {
+        "causal": lambda: self_mask(tokens, tokens),
+        "window": lambda: self_mask(tokens, tokens, window=5),
+        "segments": lambda: self_mask(tokens, tokens, segments=segments),
+        "alibi": lambda: self_mask(tokens, tokens, slopes=alibi_slopes(4)),
+        "prefix": lambda: self_mask(tokens, tokens, prefix=torch.arange(tokens).expand(2, -1) < tokens // 3),
+        "both ways": lambda: self_mask(tokens, tokens, causal=False),
+        "both ways, segments, learned": lambda: self_mask(tokens, tokens, causal=False, segments=segments),
+        "both ways, learned": lambda: self_mask(tokens, tokens, causal=False),
+        "causal, learned": lambda: self_mask(tokens, tokens),
+        "cross, segments": lambda: cross_mask(torch.ones_like(segments), seen),
+    }[kind]()
+    return q, k, v, mask._replace(bias=bias)
 
 
-@pytest.mark.parametrize("kind", ["causal", "window", "segments", "alibi"])
+KINDS = ["causal", "window", "segments", "alibi", "prefix", "both ways", "causal, learned", "both ways, learned"]
+CROSSED = ["cross, segments", "both ways, segments, learned"]
+
+
+@pytest.mark.parametrize("kind", KINDS + CROSSED)
 @pytest.mark.parametrize("tokens", [1, 7, 256, 300, 600])
 def test_it_equals_the_naive_attention_in_value_and_gradient(tokens, kind):
-    q, k, v, mask = case(tokens, kind)
+    compare(*case(tokens, kind, tokens + 3 if kind.startswith("cross") else None))
+
+
+@pytest.mark.parametrize("tokens, keys", [(5, 300), (300, 5), (1, 7)])
+def test_a_decoder_that_reads_a_longer_or_shorter_source(tokens, keys):
+    compare(*case(tokens, "cross, segments", keys))
+
+
+def compare(q, k, v, mask):
+    leaves = [q, k, v] + ([] if mask.bias is None else [mask.bias])
     ours = attend(q, k, v, mask, 8**-0.5)
-    assert tokens == 1 or ours.grad_fn is not None
-    naive, _ = attend_naively(q, k, v, mask, 8**-0.5)
+    assert ours.grad_fn is not None
+    naive = attend_naively(q, k, v, mask, 8**-0.5).out
     torch.testing.assert_close(ours, naive, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(attend(q, k, v, mask, 8**-0.5), naive, atol=1e-5, rtol=1e-5)
     weight = torch.randn_like(naive)
     for got, wanted in zip(
-        torch.autograd.grad(ours, (q, k, v), weight), torch.autograd.grad(naive, (q, k, v), weight), strict=True
+        torch.autograd.grad(ours, leaves, weight), torch.autograd.grad(naive, leaves, weight), strict=True
     ):
         torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-4)  # sums of up to 600 terms in fp32
 

@@ -11,7 +11,7 @@ from llmctl.core.device import Place
 from llmctl.core.model.init import initialise
 from llmctl.core.model.transformer import Transformer
 from llmctl.core.train.loop import train
-from llmctl.core.train.objectives import clm
+from llmctl.core.train.objectives import tokens_loss
 from llmctl.core.train.optim import optimizers
 from llmctl.errors import UserError
 from llmctl.spec.model import ModelConfig
@@ -33,7 +33,9 @@ def rows(number: int, count: int = 8, block: int = 16) -> Batch:
     for row in range(count):
         targets[row, row * 2 + 1 :] = IGNORE
     places = torch.arange(block).expand(count, block)
-    return Batch(tokens[:, :-1], targets, places, torch.ones_like(places), int((targets != IGNORE).sum()), targets.numel())
+    return Batch(
+        tokens[:, :-1], targets, places, torch.ones_like(places), int((targets != IGNORE).sum()), targets.numel()
+    )
 
 
 def parts(batch: Batch, micro: int) -> list[Batch]:
@@ -45,7 +47,7 @@ def trained(micro: int, steps: int = 3, **options) -> tuple[Transformer, list]:
     config = TrainConfig(steps=steps, **options)
     net = model()
     made = optimizers(net, config)
-    return net, list(train(net, lambda n: parts(rows(n), micro), clm, config, made, CPU, steps))
+    return net, list(train(net, lambda n: parts(rows(n), micro), tokens_loss, config, made, CPU, steps))
 
 
 @pytest.mark.parametrize("micro", [4, 1])
@@ -62,7 +64,7 @@ def test_the_loss_of_a_batch_that_is_learned_by_heart_falls():
     config = TrainConfig(steps=40, lr=1e-2, schedule="constant", warmup=0)
     net = model()
     batch = rows(0)
-    losses = [s.loss for s in train(net, lambda n: [batch], clm, config, optimizers(net, config), CPU, 40)]
+    losses = [s.loss for s in train(net, lambda n: [batch], tokens_loss, config, optimizers(net, config), CPU, 40)]
     assert losses[0] == pytest.approx(math.log(50), abs=0.2) and losses[-1] < 0.3 * losses[0]
 
 
@@ -72,7 +74,7 @@ def test_a_loss_that_is_no_number_stops_the_run():
     with torch.no_grad():
         net.decoder.norm.weight.fill_(float("nan"))
     with pytest.raises(UserError, match="step 1"):
-        next(train(net, lambda n: [rows(n)], clm, config, optimizers(net, config), CPU, 2))
+        next(train(net, lambda n: [rows(n)], tokens_loss, config, optimizers(net, config), CPU, 2))
 
 
 def test_matrices_decay_and_vectors_do_not():

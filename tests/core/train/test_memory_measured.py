@@ -14,7 +14,7 @@ from llmctl.core.model.explicit import LONGEST, QUERIES
 from llmctl.core.model.init import initialise
 from llmctl.core.model.transformer import Transformer
 from llmctl.core.train.cross_entropy import chunk_rows
-from llmctl.core.train.objectives import clm
+from llmctl.core.train.objectives import tokens_loss
 from llmctl.core.train.optim import optimizers
 from llmctl.core.train.wrap import recompute
 from llmctl.spec import activations
@@ -74,7 +74,7 @@ def kept_storages(model: torch.nn.Module, forward: Callable[[], object]) -> list
 def saved(model: Transformer, setting: Setting, given: Batch) -> int:
     """Bytes that autograd keeps of a model's forward pass and loss."""
     with torch.autocast("cpu", torch.bfloat16) if setting.autocast else nullcontext():
-        kept = kept_storages(model, lambda: clm(model, given, cross_document=not setting.packed))
+        kept = kept_storages(model, lambda: tokens_loss(model, given, cross_document=not setting.packed))
     return sum(storage.nbytes() for storage in kept)
 
 
@@ -127,7 +127,7 @@ def test_a_forward_and_backward_pass_peaks_where_it_is_predicted(name, vocab, dt
 
     def pass_() -> None:
         with torch.autocast("cpu", torch.bfloat16) if setting.autocast else nullcontext():
-            loss = clm(model, given)
+            loss = tokens_loss(model, given)
         (loss.total / given.scored).backward()
 
     pass_()  # so that the gradients are there, as for any micro-batch but the first
@@ -157,7 +157,7 @@ def test_reading_a_prompt_takes_the_predicted_cache_and_activations(name, ff, dt
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_weights_gradients_and_optimizer_states_have_the_predicted_bytes(optimizer):
     model = made(QWEN3)
-    clm(model, batch(QWEN3, 2, 16)).total.backward()
+    tokens_loss(model, batch(QWEN3, 2, 16)).total.backward()
     steppers = optimizers(model, TrainConfig(optimizer=optimizer))
     for stepper in steppers:
         stepper.step()
