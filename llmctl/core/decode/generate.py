@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmctl.core.decode.sample import choose, penalise
 from llmctl.core.decode.text import TextStream
-from llmctl.core.model.cache import KVCache
+from llmctl.core.model.cache import cache_for
 from llmctl.core.model.transformer import Transformer
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import UserError
@@ -182,7 +182,7 @@ class _State:
         places = torch.arange(longest, device=device) - pads[:, None]  # (B, T), negative in the padding
         segments = (places >= 0).long() if any(len(p) < longest for p in prompts) else None
         self.most = longest + room
-        self.cache = KVCache.allocate(model.config, len(prompts), min(self.most, longest + SPARE), device, self.dtype)
+        self.cache = cache_for(model.config, len(prompts), min(self.most, longest + SPARE), device, self.dtype)
         hidden = model(tokens, positions=places.clamp(min=0), segments=segments, cache=self.cache)  # (B, T, D)
         self.logits = model.head(hidden[:, -1]).float()  # (B, V)
         self.next = longest - pads
@@ -191,9 +191,7 @@ class _State:
             self.seen.scatter_(1, torch.where(places >= 0, tokens, tokens[:, -1:]), True)
         if len(self.places) > len(prompts):
             index = torch.tensor(self.places, device=device)
-            held = self.cache
-            marks = None if held.segments is None else held.segments[index]
-            self.cache = KVCache(held.keys[:, index], held.values[:, index], held.length, marks)
+            self.cache = self.cache.select(index)
             self.logits, self.next = self.logits[index], self.next[index]
             self.seen = None if self.seen is None else self.seen[index]
 
@@ -221,13 +219,8 @@ class _State:
     @torch.inference_mode()
     def keep(self, places: list[int]) -> None:
         """Leave only the rows at these places, in their order; the cache's rows move up without a second cache."""
-        held = self.cache
-        for to, place in enumerate(places):
-            if to != place:
-                held.keys[:, to], held.values[:, to] = held.keys[:, place], held.values[:, place]
+        self.cache = self.cache.keep(places)
         index = torch.tensor(places, dtype=torch.int64, device=self.device)
-        marks = None if held.segments is None else held.segments[index]
-        self.cache = KVCache(held.keys[:, : len(places)], held.values[:, : len(places)], held.length, marks)
         self.keys, self.steps, self.next, self.tokens = (
             x[index] for x in (self.keys, self.steps, self.next, self.tokens)
         )
@@ -236,23 +229,10 @@ class _State:
     @torch.inference_mode()
     def advance(self) -> None:
         """Read the tokens just chosen, and leave the logits after them."""
-        if self.cache.length == self.cache.capacity:
-            self._grow()
+        if self.cache.length == self.cache.capacity:  # few completions are as long as they may be
+            self.cache = self.cache.grown(min(2 * self.cache.capacity, self.most))
         hidden = self.model(self.tokens[:, None], positions=self.next[:, None], cache=self.cache)  # (B, 1, D)
         self.logits = self.model.head(hidden[:, 0]).float()  # (B, V)
         if self.seen is not None:
             self.seen.scatter_(1, self.tokens[:, None], True)
         self.next, self.steps = self.next + 1, self.steps + 1
-
-    def _grow(self) -> None:
-        """Twice the room in the cache: few completions are as long as they may be."""
-        held = self.cache
-        layers, rows, heads, capacity, dim = held.keys.shape
-        shape = (layers, rows, heads, min(2 * capacity, self.most), dim)
-        keys, values = held.keys.new_empty(shape), held.values.new_empty(shape)
-        keys[:, :, :, :capacity], values[:, :, :, :capacity] = held.keys, held.values
-        marks = None
-        if held.segments is not None:
-            marks = held.segments.new_ones(rows, shape[3])
-            marks[:, :capacity] = held.segments
-        self.cache = KVCache(keys, values, held.length, marks)

@@ -1,11 +1,12 @@
 """What a model keeps of the tokens that it has read, so that it reads each once: their keys and values, or sums."""
 
+import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from llmctl.core.model.linear import LinearState
+from llmctl.core.model.linear import Features, Sums, chunked, recurrent
 from llmctl.spec.model import ModelConfig
 
 
@@ -122,6 +123,81 @@ class KVCache:
             marks = self.segments.new_ones(rows, capacity)
             marks[:, :held] = self.segments
         return KVCache(keys, values, self.length, marks)
+
+
+@dataclass
+class LinearState:
+    """What a model with linear attention keeps of the tokens that it has read; it stands where KVCache does.
+
+    Each row is one document.
+
+    Attributes:
+        values: (layers, B, Hkv, D, D) float32, as in `Sums`: they grow with the tokens, so their dtype is not the
+            model's.
+        keys: (layers, B, Hkv, D) float32.
+        length: tokens read, the same in every row; rows of unequal length are padded on the left.
+    """
+
+    values: Tensor
+    keys: Tensor
+    length: int = 0
+    capacity: int = sys.maxsize  # tokens; there is room for any number
+
+    @classmethod
+    def allocate(
+        cls,
+        config: ModelConfig,
+        batch: int,
+        capacity: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "LinearState":
+        """That of no token, for `batch` rows; `capacity` and `dtype` are KVCache's, and mean nothing here."""
+        shape = (config.layers, batch, config.kv_heads, config.head_dim)
+        keys = torch.zeros(shape, device=device, dtype=torch.float32)
+        return cls(keys.new_zeros(*shape, config.head_dim), keys)
+
+    def read(self, layer: int, f: Features, v: Tensor) -> Tensor:
+        """One layer's outputs (B, H, T, D) of T new tokens, which are added to its sums."""
+        start = Sums(self.values[layer], self.keys[layer])
+        out, last = recurrent(f, v, start=start) if v.shape[2] == 1 else chunked(f, v, start=start)
+        self.values[layer], self.keys[layer] = last
+        return out
+
+    def mark(self, segments: Tensor | None, tokens: int) -> Tensor | None:
+        """The segments of the T new tokens, as they are: (B, T), 0 where one is padding, or None.
+
+        Raises:
+            ValueError: a row holds more than one document.
+        """
+        if segments is not None and bool((segments > 1).any()):
+            raise ValueError("a row of a LinearState is one document: wanted segments 0 and 1")
+        return segments
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` as read, once every layer has added them."""
+        self.length += tokens
+
+    def truncate(self, length: int) -> None:
+        """Nothing, if `length` tokens are held.
+
+        Raises:
+            ValueError: another number: what was added to a sum cannot be told apart in it.
+        """
+        if length != self.length:
+            raise ValueError(f"a LinearState of {self.length} tokens cannot go back to {length}")
+
+    def select(self, rows: Tensor) -> "LinearState":
+        """A state of the rows at these places, (N,) int64, in their order; a row may come several times."""
+        return LinearState(self.values[:, rows], self.keys[:, rows], self.length)
+
+    def keep(self, places: list[int]) -> "LinearState":
+        """The rows at these places, and no others."""
+        return LinearState(self.values[:, places], self.keys[:, places], self.length)
+
+    def grown(self, capacity: int) -> "LinearState":
+        """Itself: there is room."""
+        return self
 
 
 Cache = KVCache | LinearState
