@@ -217,6 +217,8 @@ class ModelConfig:
             for part in ("short_factor", "long_factor"):
                 if (found := len(getattr(self.rope_scaling, part))) != turned // 2:
                     raise _misfit(f"rope scaling's {part} has {found} numbers; wanted {turned // 2}, one a pair.")
+            if (self.rope_scaling.original_context or self.context) < 2:
+                raise _misfit("rope scaling's original_context 1 is too small for longrope; wanted 2 or more.")
         if self.rope_scaling.kind == "yarn" and self.rope_theta <= 1:
             raise _misfit(f"rope_theta {self.rope_theta:g} is too small for yarn; wanted more than 1.")
 

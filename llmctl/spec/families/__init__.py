@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmctl.errors import Exit, UserError
-from llmctl.spec.families import bloom, gpt2, llama, native
+from llmctl.spec.families import bloom, gemma, gpt2, gpt_neox, llama, native, olmo2, phi3
 from llmctl.spec.families.family import Family
 from llmctl.spec.files import read_json
 from llmctl.spec.model import ModelConfig
@@ -14,6 +14,10 @@ from llmctl.spec.safetensors import INDEX, SINGLE, read_tensors
 FAMILIES: dict[str, Family] = {
     "gpt2": gpt2.FAMILY,
     "llama": llama.FAMILY,
+    "gemma": gemma.FAMILY,
+    "phi3": phi3.FAMILY,
+    "olmo2": olmo2.FAMILY,
+    "gpt_neox": gpt_neox.FAMILY,
     "bloom": bloom.FAMILY,
     "native": native.FAMILY,
 }

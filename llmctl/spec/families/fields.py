@@ -45,6 +45,15 @@ class Fields:
             return 1.0
         return float(value)  # type: ignore[arg-type]
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of finite numbers, none below 0."""
+        value = self._first((key,), _REQUIRED, [])
+        good = isinstance(value, list) and all(type(one) in (int, float) and 0 <= one < math.inf for one in value)
+        if not good:
+            self.wrong.append(f"{key} is {_short(value)}, wanted a list of numbers from 0 up")
+            return ()
+        return tuple(map(float, value))  # type: ignore[call-overload]
+
     def flag(self, key: str, default: bool) -> bool:
         """true or false."""
         value = self._first((key,), default, default)

@@ -1,9 +1,11 @@
-"""llama: rotary positions, RMSNorm, gated MLP: model types llama (smollm, tinyllama), mistral, qwen2, qwen3, smollm3."""
+"""llama: rotary positions, RMSNorm, gated MLP: types llama (smollm, tinyllama), mistral, qwen2, qwen3, smollm3."""
 
 from llmctl.spec.families.decoder import (
     ACTIVATIONS,
+    IGNORED,
     SPELLED,
     Defaults,
+    layer_names,
     layer_types_json,
     need_whole_heads,
     read_layer_types,
@@ -11,7 +13,7 @@ from llmctl.spec.families.decoder import (
     read_windows,
     shape_json,
 )
-from llmctl.spec.families.family import Family, pair
+from llmctl.spec.families.family import Family
 from llmctl.spec.families.fields import Fields
 from llmctl.spec.families.rope import Spelling, read_rope, rope_json
 from llmctl.spec.model import ModelConfig
@@ -99,9 +101,7 @@ def _one_window(fields: Fields, layers: int, skipped: tuple[int, ...]) -> tuple[
     return window, None
 
 
-def _last_windows(
-    fields: Fields, layers: int, skipped: tuple[int, ...]
-) -> tuple[int | None, tuple[int, ...] | None]:
+def _last_windows(fields: Fields, layers: int, skipped: tuple[int, ...]) -> tuple[int | None, tuple[int, ...] | None]:
     """qwen2 and qwen3: in the layers that layer_types names, else from max_window_layers on."""
     given = "sliding_window" in fields.json
     window = fields.count("sliding_window", default=None if given else 4096)
@@ -159,24 +159,7 @@ def _windows_json(config: ModelConfig) -> dict:
 
 def names(config: ModelConfig) -> list[Name]:
     """Rename rules."""
-    theirs, ours = "model.layers.{i}", "decoder.layers.{i}"
-    attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
-    return [
-        Name("model.embed_tokens.weight", ("embed.tokens.weight",)),
-        *pair(f"{theirs}.input_layernorm", f"{ours}.attention_norm", bias=False),
-        *pair(f"{attention}.q_proj", f"{ours}.attention.q", config.qkv_bias),
-        *pair(f"{attention}.k_proj", f"{ours}.attention.k", config.qkv_bias),
-        *pair(f"{attention}.v_proj", f"{ours}.attention.v", config.qkv_bias),
-        *pair(f"{attention}.o_proj", f"{ours}.attention.out", config.out_bias),
-        *(pair(f"{attention}.q_norm", f"{ours}.attention.q_norm", bias=False) if config.qk_norm else []),
-        *(pair(f"{attention}.k_norm", f"{ours}.attention.k_norm", bias=False) if config.qk_norm else []),
-        *pair(f"{theirs}.post_attention_layernorm", f"{ours}.mlp_norm", bias=False),
-        *pair(f"{mlp}.gate_proj", f"{ours}.mlp.gate", config.mlp_bias),
-        *pair(f"{mlp}.up_proj", f"{ours}.mlp.up", config.mlp_bias),
-        *pair(f"{mlp}.down_proj", f"{ours}.mlp.down", config.mlp_bias),
-        *pair("model.norm", "decoder.norm", bias=False),
-        *([] if config.tie else [Name("lm_head.weight", ("head.weight",))]),
-    ]
+    return layer_names(config, {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"})
 
 
 FAMILY = Family(
@@ -185,5 +168,5 @@ FAMILY = Family(
     to_json=to_json,
     names=names,
     prefixes=("model.",),
-    ignored=(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"rotary_emb\.inv_freq"),
+    ignored=IGNORED,
 )
