@@ -9,6 +9,7 @@ from llmctl.errors import Exit, UserError
 Algorithm = Literal["bpe", "wordpiece", "unigram", "word", "char", "byte"]
 Normalize = Literal["none", "nfc", "nfkc", "lower"]
 Words = Literal["gpt2", "llama3", "qwen2"]
+Roles = Literal["gpt", "bert", "roberta", "t5"]
 Format = Literal["auto", "text", "jsonl", "csv", "tsv", "parquet"]
 Documents = Literal["auto", "file", "line"]
 Errors = Literal["strict", "replace"]
@@ -25,15 +26,25 @@ VOCAB_SIZES: dict[Algorithm, int | None] = {
     "byte": None,
 }
 
-# Special tokens that each algorithm begins with: a role in tokenizer_config.json, and its token.
-ROLES: dict[Algorithm, dict[str, str]] = {
-    "bpe": {"bos": "<|endoftext|>", "eos": "<|endoftext|>"},
-    "wordpiece": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
-    "unigram": {"unk": "<unk>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"},
-    "word": {"unk": "<unk>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"},
-    "char": {"unk": "<unk>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"},
-    "byte": {"bos": "<|endoftext|>", "eos": "<|endoftext|>"},
+# Special tokens of a family: a role in tokenizer_config.json, and its token, in the order of ids. BART's are RoBERTa's.
+ROLES: dict[Roles, dict[str, str]] = {
+    "gpt": {"unk": "<unk>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"},
+    "bert": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
+    "roberta": {
+        **{"bos": "<s>", "cls": "<s>", "pad": "<pad>", "eos": "</s>", "sep": "</s>"},
+        **{"unk": "<unk>", "mask": "<mask>"},
+    },
+    "t5": {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
 }
+
+# What stands around a text, and around two, for a model that reads them whole; None: nothing.
+TEMPLATES: dict[Roles, tuple[str, str] | None] = {
+    "gpt": None,
+    "bert": ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
+    "roberta": ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
+    "t5": ("$A </s>", "$A </s> $B </s>"),
+}
+SENTINELS = 100  # of T5: <extra_id_0>, which has the last id, to <extra_id_99>
 
 BYTES = 256  # every byte is a token of these, so nothing is ever unknown
 WITH_BYTES = ("bpe", "unigram", "byte")
@@ -53,6 +64,10 @@ class TokenizerConfig:
     min_frequency: Annotated[int, "Leave out what is seen less often (unigram and byte: no effect)."] = 2
     normalize: Annotated[Normalize, "Change the text before it is cut; all but none lose something."] = "none"
     words: Annotated[Words, "bpe and unigram: how text is cut into words, which no token spans."] = "gpt2"
+    roles: Annotated[
+        Roles | None,
+        "Whose special tokens; roberta's are BART's too, t5 has the sentinels of span. Default: gpt; wordpiece bert.",
+    ] = None
 
     def __post_init__(self) -> None:
         if self.min_frequency < 0:
@@ -76,9 +91,37 @@ class TokenizerConfig:
             )
 
     @property
+    def family(self) -> Roles:
+        """Whose special tokens it has."""
+        return self.roles or ("bert" if self.algorithm == "wordpiece" else "gpt")
+
+    @property
+    def roles_of(self) -> dict[str, str]:
+        """Each role and its token; where bytes are the alphabet, GPT's tokenizers know everything."""
+        known = self.family == "gpt" and self.algorithm in ("bpe", "byte")
+        return {role: token for role, token in ROLES[self.family].items() if not (known and role == "unk")}
+
+    @property
+    def first(self) -> list[str]:
+        """Special tokens with the first ids: all that have a role, but of GPT's only the unknown."""
+        gpt = self.family == "gpt"
+        return [*dict.fromkeys(token for role, token in self.roles_of.items() if not gpt or role == "unk")]
+
+    @property
+    def last(self) -> list[str]:
+        """Special tokens with the last ids: those of --special among them, T5's sentinels after them."""
+        end = [self.roles_of["eos"]] if self.family == "gpt" else []
+        return [*end, *self.special, *self.sentinels]
+
+    @property
+    def sentinels(self) -> list[str]:
+        """T5's, in the order of ids: <extra_id_99> first."""
+        return [f"<extra_id_{number}>" for number in reversed(range(SENTINELS if self.family == "t5" else 0))]
+
+    @property
     def specials(self) -> list[str]:
-        """Every special token once: the algorithm's own, then those of --special."""
-        return [*dict.fromkeys(ROLES[self.algorithm].values()), *self.special]
+        """Every special token once, in the order of ids."""
+        return [*self.first, *self.last]
 
     @property
     def size(self) -> int | None:

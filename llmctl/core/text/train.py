@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 import orjson
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from llmctl.core.text import tokenizer as text
 from llmctl.core.text.patterns import PATTERNS, byte_characters
 from llmctl.core.text.unigram import train_unigram
 from llmctl.errors import Exit, UserError
-from llmctl.spec.data import ROLES, Algorithm, Normalize, TokenizerConfig, Words
+from llmctl.spec.data import TEMPLATES, Algorithm, Normalize, Roles, TokenizerConfig, Words
 
 SPACE = "\u2581"  # what Unigram writes for a space
 ALPHABET = 1000  # WordPiece: characters beyond the most frequent ones are [UNK]
@@ -30,9 +30,10 @@ def train_tokenizer(
     min_frequency: int = 2,
     normalize: Normalize = "none",
     words: Words = "gpt2",
+    roles: Roles | None = None,
 ) -> "text.Tokenizer":
     """`train` with its options one by one; `specials` are those of --special."""
-    return train(texts, TokenizerConfig(algorithm, vocab_size, specials, min_frequency, normalize, words))
+    return train(texts, TokenizerConfig(algorithm, vocab_size, specials, min_frequency, normalize, words, roles))
 
 
 def train(texts: Iterable[str], config: TokenizerConfig) -> "text.Tokenizer":
@@ -46,21 +47,25 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> "text.Tokenizer":
     if first is None:
         raise UserError("There is no text to train on.", "The files are empty, or hold white space alone.")
     backend = TRAINERS[config.algorithm](chain([first], texts), config)
-    backend.add_special_tokens(config.specials)
+    backend.add_special_tokens([_added(token, config) for token in config.specials])
     if config.size is not None and (size := backend.get_vocab_size()) > config.size:
         raise UserError(
             f"--vocab-size is {config.size}, but the characters and special tokens alone are {size} tokens.",
             f"Use --vocab-size {size} or more, or --algorithm bpe.",
             Exit.USAGE,
         )
+    if template := TEMPLATES[config.family]:
+        ends = [(token, backend.token_to_id(token)) for token in config.first if token in template[0]]
+        backend.post_processor = processors.TemplateProcessing(*template, ends)
+    taken = set(config.roles_of.values())
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{role}_token": token for role, token in ROLES[config.algorithm].items()},
-        "additional_special_tokens": list(config.special),
+        **{f"{role}_token": token for role, token in config.roles_of.items()},
+        "additional_special_tokens": [token for token in config.last if token not in taken],
         "model_max_length": ENDLESS,
         "clean_up_tokenization_spaces": False,
     }
-    if config.algorithm != "wordpiece":
+    if config.family != "bert":
         about["model_input_names"] = ["input_ids", "attention_mask"]
     return text.Tokenizer(backend, about)
 
@@ -82,8 +87,9 @@ def _bpe(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     backend.normalizer = _normalizer(config.normalize)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=config.size - len(config.specials),
+        vocab_size=config.size - len(config.last),
         min_frequency=config.min_frequency,
+        special_tokens=config.first,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # without it, bytes not seen here would vanish
         show_progress=False,
     )
@@ -92,7 +98,7 @@ def _bpe(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
 
 
 def _wordpiece(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
-    """WordPiece as BERT has it: longest match first, ## inside words, [CLS] text [SEP]; spaces are not kept.
+    """WordPiece as BERT has it: longest match first, ## inside words; spaces are not kept.
 
     The trainer numbers the ## characters in the order of a randomised hash map, and with them breaks its ties:
     so they are counted first, and passed in a fixed order as special tokens, which they then cease to be.
@@ -100,13 +106,12 @@ def _wordpiece(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     Source: Devlin et al., arXiv:1810.04805.
     """
     lower = config.normalize == "lower"
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend = Tokenizer(models.WordPiece(unk_token=config.roles_of["unk"]))
     bert = normalizers.BertNormalizer(lowercase=lower, strip_accents=lower)
     first = None if lower else _normalizer(config.normalize)
     backend.normalizer = bert if first is None else normalizers.Sequence([first, bert])
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
-    roles = list(ROLES["wordpiece"].values())
     with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as spool:
         counts: Counter[str] = Counter()
         for one in texts:
@@ -116,9 +121,9 @@ def _wordpiece(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
         alphabet = sorted([char for char in frequent if not char.isspace()][:ALPHABET])
         inside = [char for char in alphabet if len(_words(backend, f"a{char}a")) == 1]
         trainer = trainers.WordPieceTrainer(
-            vocab_size=max(config.size - len(config.special), 0),
+            vocab_size=max(config.size - len(config.last), 0),
             min_frequency=config.min_frequency,
-            special_tokens=[*roles, *(f"##{char}" for char in inside)],
+            special_tokens=[*config.first, *(f"##{char}" for char in inside)],
             initial_alphabet=alphabet,
             limit_alphabet=len(alphabet),
             show_progress=False,
@@ -126,13 +131,8 @@ def _wordpiece(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
         spool.seek(0)
         backend.train_from_iterator(map(orjson.loads, spool), trainer)
     parts = json.loads(backend.to_str())
-    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["content"] in roles]
-    backend = Tokenizer.from_str(json.dumps(parts))
-    ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
-    )
-    return backend
+    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["content"] in config.first]
+    return Tokenizer.from_str(json.dumps(parts))
 
 
 def _unigram(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
@@ -149,11 +149,13 @@ def _unigram(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     for one in texts:
         normal = one if normalizer is None else normalizer.normalize_str(one)
         counts.update(word for word, _ in cut.pre_tokenize_str(normal))
-    first = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    room = config.size - len(config.specials) + 1 - len(first)
+    first = [*config.first, *(f"<0x{byte:02X}>" for byte in range(256))]
+    room = config.size - len(config.last) - len(first)
     pieces = train_unigram(counts, room, string.printable.replace(" ", SPACE))
     never = 100 * round(min(score for _, score in pieces)) - 1000.0
-    backend = Tokenizer(models.Unigram([*((token, never) for token in first), *pieces], unk_id=0, byte_fallback=True))
+    unknown = first.index(config.roles_of["unk"])
+    scored = [*((token, never) for token in first), *pieces]
+    backend = Tokenizer(models.Unigram(scored, unk_id=unknown, byte_fallback=True))
     backend.normalizer = normalizer
     backend.pre_tokenizer = cut
     backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -162,13 +164,13 @@ def _unigram(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
 
 def _word(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     """Words and runs of punctuation as tokens, the most frequent ones; spaces are not kept."""
-    backend = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    backend = Tokenizer(models.WordLevel(unk_token=config.roles_of["unk"]))
     backend.normalizer = _normalizer(config.normalize)
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.WordLevelTrainer(
-        vocab_size=config.size - len(config.specials) + 1,
+        vocab_size=config.size - len(config.last),
         min_frequency=config.min_frequency,
-        special_tokens=["<unk>"],
+        special_tokens=config.first,
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
@@ -184,21 +186,31 @@ def _char(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     kept = [char for char, count in counts.items() if count >= config.min_frequency]
     kept.sort(key=lambda char: (-counts[char], char))
     room = None if config.size is None else config.size - len(config.specials)
-    vocab = {token: i for i, token in enumerate(["<unk>", *sorted(kept[:room])])}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    vocab = {token: i for i, token in enumerate([*config.first, *sorted(kept[:room])])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=config.roles_of["unk"]))
     backend.normalizer = normalizer
     backend.decoder = decoders.Fuse()
     return backend
 
 
 def _byte(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
-    """UTF-8 bytes as tokens: id 0 is byte 0, id 255 byte 255, then the special tokens; nothing is trained."""
-    vocab = {char: byte for byte, char in enumerate(byte_characters())}
+    """UTF-8 bytes as tokens: id 0 is byte 0, id 255 byte 255, then the special tokens; nothing is trained.
+
+    With other roles than GPT's, their tokens come first: with T5's, byte 0 has id 3, as in ByT5.
+    """
+    vocab = {token: id for id, token in enumerate([*config.first, *byte_characters()])}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.normalizer = _normalizer(config.normalize)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     return backend
+
+
+def _added(token: str, config: TokenizerConfig) -> AddedToken:
+    """A special token; one that stands for words takes in the space before it, as the words do that it stands for."""
+    hides = token == config.roles_of.get("mask") or token in config.sentinels
+    spaced = config.algorithm not in ("wordpiece", "word")  # these drop spaces
+    return AddedToken(token, special=True, normalized=False, lstrip=hides and spaced)
 
 
 def _cut(words: Words) -> pre_tokenizers.PreTokenizer:

@@ -4,7 +4,7 @@ import pytest
 
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.core.text.train import train_tokenizer
-from llmctl.spec.data import ROLES
+from llmctl.spec.data import VOCAB_SIZES
 
 WORDS = """The list of items is sorted in place, and the sorted list isn't returned. Don't call it on a tuple!
     def sort(self, key=None, reverse=False):
@@ -23,4 +23,4 @@ def texts() -> list[str]:
 @pytest.fixture(scope="session")
 def trained(texts) -> dict[str, Tokenizer]:
     sizes = {"bpe": 400, "wordpiece": 300, "unigram": 420, "word": 60}
-    return {algorithm: train_tokenizer(texts, algorithm, sizes.get(algorithm)) for algorithm in ROLES}
+    return {algorithm: train_tokenizer(texts, algorithm, sizes.get(algorithm)) for algorithm in VOCAB_SIZES}

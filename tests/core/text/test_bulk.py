@@ -16,7 +16,7 @@ from llmctl.core.text.bulk import BORDER, Library, engine
 from llmctl.core.text.patterns import PATTERNS, byte_characters
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.core.text.train import train_tokenizer
-from llmctl.spec.data import ROLES
+from llmctl.spec.data import VOCAB_SIZES
 
 relaxed = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ODD = (
@@ -37,7 +37,7 @@ def same(tokenizer, texts, found=None):
     return found
 
 
-@pytest.mark.parametrize("algorithm", ROLES)
+@pytest.mark.parametrize("algorithm", VOCAB_SIZES)
 def test_the_fastest_engine_that_fits_is_taken(trained, texts, algorithm):
     assert same(trained[algorithm], texts).name == NAMES.get(algorithm, "tokenizers")
     same(trained[algorithm], [])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models
 
 from llmctl.core.text.tokenizer import Tokenizer
-from llmctl.spec.data import ROLES
+from llmctl.spec.data import VOCAB_SIZES
 
 relaxed = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXTS = [
@@ -26,7 +26,7 @@ def streamed(tokenizer, ids, skip_special=True):
     return [stream.push(id) for id in ids] + [stream.flush()]
 
 
-@pytest.mark.parametrize("algorithm", ROLES)
+@pytest.mark.parametrize("algorithm", VOCAB_SIZES)
 @relaxed
 @given(data=st.data())
 def test_any_ids_stream_to_what_they_decode_to(trained, algorithm, data):
@@ -36,7 +36,7 @@ def test_any_ids_stream_to_what_they_decode_to(trained, algorithm, data):
     assert "".join(streamed(tokenizer, ids, skip_special)) == tokenizer.decode(ids, skip_special)
 
 
-@pytest.mark.parametrize("algorithm", ROLES)
+@pytest.mark.parametrize("algorithm", VOCAB_SIZES)
 @pytest.mark.parametrize("text", TEXTS)
 def test_texts_stream_to_what_they_decode_to(trained, algorithm, text):
     tokenizer = trained[algorithm]

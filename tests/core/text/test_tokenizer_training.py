@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,15 +12,16 @@ from hypothesis import strategies as st
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.core.text.train import TRAINERS, train_tokenizer
 from llmctl.errors import Exit, UserError
-from llmctl.spec.data import ROLES, VOCAB_SIZES, TokenizerConfig
+from llmctl.spec.data import ROLES, SENTINELS, TEMPLATES, VOCAB_SIZES, Roles, TokenizerConfig
 
 EXACT = ("bpe", "unigram", "byte")
 HARD = "Hello <|endoftext|><unk>  \n\n\t naïve <0x41> [SEP] 日本 👩‍👩‍👧 \u0301e ﷺ \x00\x7f\u2028 don't 12345"
 slow_fixtures = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def test_every_algorithm_has_a_trainer_and_roles():
-    assert TRAINERS.keys() == ROLES.keys() == VOCAB_SIZES.keys()
+def test_every_algorithm_has_a_trainer_and_a_size():
+    assert TRAINERS.keys() == VOCAB_SIZES.keys()
+    assert ROLES.keys() == TEMPLATES.keys() == set(get_args(Roles))
 
 
 @pytest.mark.parametrize("algorithm", EXACT)
@@ -39,10 +41,11 @@ def test_hard_texts_come_back_exactly_and_typed_special_tokens_are_text(trained,
     assert not tokenizer.special_ids & set(ids)
 
 
-@pytest.mark.parametrize("algorithm", ROLES)
+@pytest.mark.parametrize("algorithm", VOCAB_SIZES)
 def test_typed_special_tokens_are_special_only_where_the_text_is_trusted(trained, algorithm):
     tokenizer = trained[algorithm]
-    name = ROLES[algorithm].get("eos") or ROLES[algorithm]["sep"]
+    roles = TokenizerConfig(algorithm).roles_of
+    name = roles.get("eos") or roles["sep"]
     typed = f"a {name} b"
     assert tokenizer.eos not in tokenizer.encode(typed)
     assert tokenizer.encode(typed, special=True).count(tokenizer.eos) == 1
@@ -106,7 +109,7 @@ def test_characters_are_in_order_of_code_point_and_rare_ones_unknown():
     assert train_tokenizer(["ccbbaa", "cz"], "char", 4, min_frequency=0).id("c") == 2
 
 
-@pytest.mark.parametrize("algorithm", ROLES)
+@pytest.mark.parametrize("algorithm", VOCAB_SIZES)
 def test_training_twice_gives_the_same_bytes_in_any_process(texts, tmp_path, algorithm):
     code = (
         "import sys, json\nfrom pathlib import Path\nfrom llmctl.core.text.train import train_tokenizer\n"
@@ -123,7 +126,7 @@ def test_training_twice_gives_the_same_bytes_in_any_process(texts, tmp_path, alg
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("algorithm", ROLES)
+@pytest.mark.parametrize("algorithm", VOCAB_SIZES)
 def test_transformers_loads_it_and_encodes_the_same(trained, texts, tmp_path, algorithm):
     transformers = pytest.importorskip("transformers")
     tokenizer = trained[algorithm]
@@ -134,7 +137,7 @@ def test_transformers_loads_it_and_encodes_the_same(trained, texts, tmp_path, al
         assert theirs.decode(tokenizer.encode(text), skip_special_tokens=True) == tokenizer.decode(
             tokenizer.encode(text)
         )
-    for role, token in ROLES[algorithm].items():
+    for role, token in TokenizerConfig(algorithm).roles_of.items():
         assert getattr(theirs, f"{role}_token") == token
     assert theirs.eos_token_id in (tokenizer.eos, None)
     assert not theirs.clean_up_tokenization_spaces
@@ -182,7 +185,72 @@ def test_words_of_llama3_split_long_numbers(texts):
 
 
 def test_no_text_is_an_error():
-    for algorithm in ROLES:
+    for algorithm in VOCAB_SIZES:
         if algorithm != "byte":
             with pytest.raises(UserError, match="no text to train on"):
                 train_tokenizer([], algorithm)
+
+
+@pytest.mark.parametrize("algorithm", VOCAB_SIZES)
+@pytest.mark.parametrize("roles", get_args(Roles))
+def test_transformers_reads_the_roles_of_every_family(texts, tmp_path, algorithm, roles):
+    transformers = pytest.importorskip("transformers")
+    size = {"bpe": 500, "unigram": 560, "wordpiece": 400, "word": 170}.get(algorithm)
+    tokenizer = train_tokenizer(texts, algorithm, size, ("<|im_start|>",), roles=roles)
+    tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert set(theirs.all_special_ids) == tokenizer.special_ids
+    for role in ("bos", "eos", "pad", "unk", "cls", "sep", "mask"):
+        assert (tokenizer.eos if role == "eos" else getattr(theirs, f"{role}_token_id")) == getattr(tokenizer, role)
+    ids = tokenizer.encode(texts[0])
+    around = {
+        "gpt": ([], []),
+        "bert": ([tokenizer.cls], [tokenizer.sep]),
+        "roberta": ([tokenizer.bos], [tokenizer.eos]),
+        "t5": ([], [tokenizer.eos]),
+    }[roles]
+    assert theirs(texts[0])["input_ids"] == [*around[0], *ids, *around[1]]
+    again = tmp_path / "again"
+    theirs.save_pretrained(again)
+    assert Tokenizer.open(again).sha256 == tokenizer.sha256
+
+
+def test_ids_of_special_tokens_are_those_of_their_family(texts):
+    first = {
+        "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+        "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        "t5": ["<pad>", "</s>", "<unk>"],
+    }
+    for roles, tokens in first.items():
+        tokenizer = train_tokenizer(texts, "bpe", 450, ("<sep>",), roles=roles)
+        assert tokenizer.size == 450
+        assert [tokenizer.token(i) for i in range(len(tokens))] == tokens
+    assert [tokenizer.id(f"<extra_id_{number}>") for number in range(SENTINELS)] == [*range(449, 349, -1)]
+    assert tokenizer.id("<sep>") == 349
+
+
+def test_a_pair_of_texts_is_told_apart_as_bert_and_roberta_do(texts, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    for roles, expected in (("bert", "[CLS] ka [SEP] lo [SEP]"), ("roberta", "<s> ka </s> </s> lo </s>")):
+        train_tokenizer(["ka lo"] * 9, "word", None, roles=roles).save(tmp_path)
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        assert " ".join(theirs.convert_ids_to_tokens(theirs("ka", "lo")["input_ids"])) == expected
+
+
+def test_bytes_with_the_roles_of_t5_have_the_ids_of_byt5():
+    tokenizer = train_tokenizer([], "byte", roles="t5")
+    assert tokenizer.encode("ab") == [ord("a") + 3, ord("b") + 3]
+    assert tokenizer.size == 3 + 256 + SENTINELS
+    assert tokenizer.decode(tokenizer.encode("naïve </s>")) == "naïve </s>"
+
+
+@pytest.mark.parametrize(("roles", "hides"), [("roberta", "<mask>"), ("t5", "<extra_id_0>")])
+def test_what_stands_for_a_word_takes_in_the_space_before_it(texts, roles, hides):
+    tokenizer = train_tokenizer(texts, "bpe", 500, roles=roles)
+    ids = tokenizer.encode(f"The {hides} of", special=True)
+    assert ids == [*tokenizer.encode("The"), tokenizer.id(hides), *tokenizer.encode(" of")]
+
+
+def test_a_vocabulary_too_small_for_the_sentinels_is_refused():
+    with pytest.raises(UserError, match="needs at least 359"):
+        TokenizerConfig("bpe", 300, roles="t5")
