@@ -46,8 +46,12 @@ NEVER = {
 CHOICES = [
     ("llmctl.core.model.layers.ACTIVATIONS", "llmctl.spec.model.Activation"),
     ("llmctl.core.model.layers.NORMS", "llmctl.spec.model.Norm"),
+    ("llmctl.core.model.layers.PLACES", "llmctl.spec.model.NormPlace"),
+    ("llmctl.core.model.transformer.DENSE", "llmctl.spec.model.ClassifierDense"),
+    ("llmctl.core.model.layers.ATTENTIONS", "llmctl.spec.model.AttentionKind"),
+    ("llmctl.core.model.cache.CACHES", "llmctl.spec.model.AttentionKind"),
     ("llmctl.core.model.position._SCALED", "llmctl.spec.model.RopeKind"),
-    ("llmctl.core.train.objectives.OBJECTIVES", "llmctl.commands.pretrain.Objective"),
+    ("llmctl.core.train.objectives.OBJECTIVES", "llmctl.spec.noise.Objective"),
     ("llmctl.completions.WRITERS", "llmctl.commands.completion.Shell"),
     ("llmctl.core.text.train.TRAINERS", "llmctl.spec.data.Algorithm"),
     ("llmctl.core.text.patterns.PATTERNS", "llmctl.spec.data.Words"),

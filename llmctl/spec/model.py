@@ -186,7 +186,20 @@ class ModelConfig:
                 raise _misfit(f"{name} is {getattr(self, name)!r}; it must be a whole number, 0 or more.")
         for name in ("relative_buckets", "relative_distance"):
             self._check_count(name)
+        self._check_linear()
         self._check_heads()
+
+    def _check_linear(self) -> None:
+        """What needs a score for each pair of tokens; linear attention has none."""
+        if self.attention != "linear":
+            return
+        if self.position in ("alibi", "relative"):
+            raise _misfit(
+                f"linear attention has no {self.position} positions; wanted rope, learned, sinusoidal or none."
+            )
+        for name in ("window", "attention_scale", "attention_softcap", "prefix_lm"):
+            if getattr(self, name):
+                raise _misfit(f"linear attention has no {name}, which is {getattr(self, name)!r}.")
 
     def _check_heads(self) -> None:
         if not isinstance(self.labels, tuple) or not all(isinstance(label, str) for label in self.labels):

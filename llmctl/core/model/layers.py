@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmctl.core.model.attend import Mask, attend, cross_mask, self_mask
-from llmctl.core.model.cache import KVCache
+from llmctl.core.model.cache import Cache
+from llmctl.core.model.linear import Features, attend_linearly
 from llmctl.core.model.memory import Memory
 from llmctl.core.model.position import Angles, Rotary, alibi_slopes, relative_buckets, rotate
 from llmctl.core.model.rms import rms_norm_trained
 from llmctl.spec.model import ModelConfig, Rotation
 
 Side = Literal["encoder", "decoder"]
+Branch = Callable[[Tensor], Tensor]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -35,14 +37,16 @@ class Shared(NamedTuple):
         memory: what cross-attention reads, or None.
         memory_mask: of cross-attention.
         segments: (B, S) int64 of all tokens in view, 0 where one is padding; None: each row is one document.
+        causal: no token sees one after itself.
     """
 
     angles: dict[Rotation, Angles]
     masks: dict[int | None, Mask]
-    cache: KVCache | None
+    cache: Cache | None
     memory: Memory | None
     memory_mask: Mask
     segments: Tensor | None
+    causal: bool
 
 
 class Linear(nn.Linear):
@@ -161,13 +165,16 @@ class Attention(nn.Module):
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = self.heads(q), self.heads(k), self.heads(v)  # (B, H, T, D), (B, Hkv, T, D) twice
-        if self.rotation is not None:
-            angles = shared.angles[self.rotation]
-            q, k = rotate(q, angles), rotate(k, angles)
-        return self.merged(self.mix(q, k, v, shared))
+        turn = None if self.rotation is None else partial(rotate, angles=shared.angles[self.rotation])
+        return self.merged(self.mix(q, k, v, turn, shared))
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, shared: Shared) -> Tensor:
-        """Outputs (B, H, T, D) of queries (B, H, T, D) on keys and values (B, Hkv, T, D) and those before them."""
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, turn: Branch | None, shared: Shared) -> Tensor:
+        """Outputs (B, H, T, D) of queries (B, H, T, D) on keys and values (B, Hkv, T, D) and those before them.
+
+        `turn` gives queries or keys their rotary positions.
+        """
+        if turn is not None:
+            q, k = turn(q), turn(k)
         if shared.cache is not None:
             k, v = shared.cache.append(self.layer, k, v)  # (B, Hkv, S, D)
         return self.attend(q, k, v, shared.masks[self.window], self.scale, self._drop(), self.softcap)
@@ -203,7 +210,25 @@ class CrossAttention(Attention):
         return made
 
 
-ATTENTIONS: dict[str, type[Attention]] = {"softmax": Attention}
+class LinearAttention(Attention):
+    """Self-attention of one layer whose cost grows with the length and not with its square; see `linear`.
+
+    `attend` has the signature of `attend_linearly`; tokens that a cache takes do not pass through it.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, device=None, dtype=None):
+        super().__init__(config, layer, device, dtype)
+        self.attend = attend_linearly
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, turn: Branch | None, shared: Shared) -> Tensor:
+        """As in `Attention`."""
+        features = Features.of(q, k, shared.segments, turn)
+        if shared.cache is not None:
+            return shared.cache.read(self.layer, features, v)
+        return self.attend(features, v, shared.segments, shared.causal)
+
+
+ATTENTIONS: dict[str, type[Attention]] = {"softmax": Attention, "linear": LinearAttention}
 
 
 class MLP(nn.Module):
@@ -222,9 +247,6 @@ class MLP(nn.Module):
         if self.gate is None:
             return self.down(self.activation(self.up(x)))
         return self.down(self.activation(self.gate(x)) * self.up(x))
-
-
-Branch = Callable[[Tensor], Tensor]
 
 
 def _pre(x: Tensor, branch: Branch, norm: Branch, after: Branch | None) -> Tensor:
@@ -318,7 +340,7 @@ class Stack(nn.Module):
         x: Tensor,
         positions: Tensor,
         segments: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         prefix: Tensor | None = None,
         memory: Memory | None = None,
     ) -> Tensor:
@@ -345,10 +367,12 @@ class Stack(nn.Module):
         x: Tensor,
         positions: Tensor,
         segments: Tensor | None,
-        cache: KVCache | None,
+        cache: Cache | None,
         prefix: Tensor | None,
         memory: Memory | None,
     ) -> Shared:
+        if prefix is not None and self.config.attention == "linear":
+            raise ValueError("linear attention cannot show a prefix both ways")
         tokens = keys = x.shape[1]
         crossing = Mask() if memory is None else cross_mask(segments, memory.segments)
         if cache is not None:
@@ -363,9 +387,10 @@ class Stack(nn.Module):
         masks = {
             window: self_mask(tokens, keys, self.causal, window, segments, self.slopes, prefix, x.device, dtype)
             for window in self.windows
+            if self.config.attention == "softmax"  # a mask has a number for each pair of tokens
         }
         if self.relative is not None:
             buckets = relative_buckets(tokens, keys, self.config, self.causal, x.device)  # (T, S)
             bias = self.relative(buckets).permute(2, 0, 1)[None].to(dtype)  # (1, H, T, S)
             masks = {window: mask._replace(bias=bias) for window, mask in masks.items()}
-        return Shared(angles, masks, cache, memory, crossing, segments)
+        return Shared(angles, masks, cache, memory, crossing, segments, self.causal)

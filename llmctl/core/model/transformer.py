@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmctl.core.model.cache import KVCache
+from llmctl.core.model.cache import Cache
 from llmctl.core.model.layers import ACTIVATIONS, Block, Embedding, LayerNorm, Linear, Stack, norm_of
 from llmctl.core.model.memory import EncoderInput, Memory
 from llmctl.core.model.position import sinusoids
@@ -46,7 +46,7 @@ class Transformer(nn.Module):
         tokens: Tensor,
         positions: Tensor | None = None,
         segments: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         types: Tensor | None = None,
         prefix: Tensor | None = None,
         encoder: EncoderInput | None = None,
