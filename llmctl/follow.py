@@ -25,23 +25,18 @@ def follow(run: "Run", console: Console) -> dict[str, float]:
         for event in run.go():
             if isinstance(event, Step):
                 loss = event.loss
-                rate = f"{event.scored / event.seconds:,.0f}"
+                rate = f"{event.read / event.seconds:,.0f}"
                 progress.update(event.number, loss=f"{loss:.4f}", tokens_per_second=rate)
             else:
-                console.say(
-                    f"step {event.step}: held-out loss {event.loss:.4f}, perplexity {event.perplexity:.2f}, "
-                    f"{event.bits_per_byte:.4f} bits per byte"
-                )
+                console.say(f"step {event.step}: held-out {event}")
             if stop.asked and run.done < run.steps:
                 run.save()
                 raise Interrupted(f"Interrupted after step {run.done} of {run.steps}; the same command goes on there.")
     run.finish()
     if run.evaluations:
-        before, after = run.evaluations[0], run.evaluations[-1]
-        console.say(
-            f"held-out perplexity {before.perplexity:.2f} before, {after.perplexity:.2f} after; "
-            f"bits per byte {before.bits_per_byte:.4f} before, {after.bits_per_byte:.4f} after"
-        )
+        before, after = run.evaluations[0].figures, run.evaluations[-1].figures
+        spelled = (f"{name.replace('_', ' ')} {before[name]:.4g} before, {after[name]:.4g} after" for name in after)
+        console.say(f"held-out {'; '.join(spelled)}")
     return _summary(run, loss)
 
 
@@ -52,12 +47,8 @@ def _summary(run: "Run", loss: float) -> dict[str, float]:
     if run.evaluations:
         first, last, best = run.evaluations[0], run.evaluations[-1], run.best
         summary |= {
-            "heldout_loss_before": first.loss,
-            "heldout_perplexity_before": first.perplexity,
-            "heldout_bits_per_byte_before": first.bits_per_byte,
-            "heldout_loss": last.loss,
-            "heldout_perplexity": last.perplexity,
-            "heldout_bits_per_byte": last.bits_per_byte,
+            **{f"heldout_{name}_before": value for name, value in first.figures.items()},
+            **{f"heldout_{name}": value for name, value in last.figures.items()},
             "best_step": best.step,
             "best_heldout_loss": best.loss,
         }

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -12,12 +12,11 @@ from llmctl.spec.families import fitted, read_config
 from llmctl.spec.layout import Output
 from llmctl.spec.memory import gib
 from llmctl.spec.model import ModelConfig
+from llmctl.spec.noise import NoiseConfig, Objective, made_for, suited
 from llmctl.spec.plan import TrainPlan
 from llmctl.spec.presets import Shape
 from llmctl.spec.tokens import read_about
 from llmctl.spec.train import TrainConfig, Watch
-
-Objective = Literal["clm"]
 
 
 @expand
@@ -26,12 +25,19 @@ def pretrain(
     written: Written,
     shape: Shape,
     config: TrainConfig,
+    noise: NoiseConfig,
     watch: Watch,
     compute: Compute,
     shown: Shown,
     start: Annotated[Path | None, typer.Option("--from", help="Go on from this checkpoint, not a fresh model.")] = None,
-    objective: Annotated[Objective, "What is learned: clm, each token from those before it."] = "clm",
-    seed: Annotated[int, "Of the first weights and of the order of the data."] = 0,
+    objective: Annotated[
+        Objective | None,
+        "What is learned: clm, each token from those before it; fim, also from those after it; prefix, from a "
+        "beginning read both ways; mlm, hidden tokens (+nsp: and whether two texts follow each other); span, runs of "
+        "tokens taken out; denoise, the text without its noise. Default: clm for a decoder, mlm for an encoder, span "
+        "for an encoder-decoder.",
+    ] = None,
+    seed: Annotated[int, "Of the first weights, of the order of the data and of its noise."] = 0,
 ) -> None:
     """Train a language model on tokens, from scratch or on from a checkpoint.
 
@@ -44,6 +50,8 @@ def pretrain(
     data = model_path(data)
     about = read_about(data)
     model, corpus = _shape(start, shape, about), about["splits"]["train"]["tokens"]
+    objective = suited(objective, model.kind)
+    model = _learning(model, objective, start)
     plan = TrainPlan.of(model, config, corpus, "fp32" if compute.dtype == "fp32" else "bf16")
     inputs = [data, *([start] if start else [])]
     weights = 4 * plan.facts()["parameters"]
@@ -53,7 +61,7 @@ def pretrain(
 
     console = Console(shown)
     if written.dry_run:
-        facts = plan.facts() | {"path": str(written.out), "up_to_date": output.up_to_date}
+        facts = plan.facts() | {"objective": objective, "path": str(written.out), "up_to_date": output.up_to_date}
         console.report(facts, None if shown.json else console.table(f"{written.out}", ("", ""), _lines(facts)))
         return
     if not output.up_to_date:
@@ -70,7 +78,7 @@ def pretrain(
             console.say(f"{plan}.")
             if fitted(model).model_type == "llmctl":
                 console.warn("no Hugging Face family has this shape; only llmctl opens the checkpoint.")
-            run = prepare(partial, Tokens.open(data), start, plan, config, watch, place, objective, seed)
+            run = prepare(partial, Tokens.open(data), start, plan, config, watch, place, objective, noise, seed)
             if watch.tensorboard:
                 run.sinks.append(TensorBoard(partial / "tensorboard"))
             output.device = str(place.device)
@@ -97,6 +105,24 @@ def _shape(start: Path | None, shape: Shape, about: dict[str, Any]) -> ModelConf
             Exit.MISMATCH,
         )
     return model
+
+
+def _learning(model: ModelConfig, objective: Objective, start: Path | None) -> ModelConfig:
+    """The shape that learns by an objective: a fresh one has the heads for it, a checkpoint must have them."""
+    if start is None:
+        return made_for(objective, model)
+    lacks = [
+        name
+        for name, there in (("head that scores tokens", model.lm_head), ("next-sentence head", model.next_sentence))
+        if not there and (name == "head that scores tokens" or objective == "mlm+nsp")
+    ]
+    if lacks:
+        raise UserError(
+            f"{start} has no {' and no '.join(lacks)}, which --objective {objective} trains.",
+            "Name a checkpoint that has, or leave --from out and train a fresh model.",
+            Exit.MISMATCH,
+        )
+    return made_for(objective, model) if model.kind == "decoder" else model
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:

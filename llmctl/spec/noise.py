@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from llmctl.errors import Exit, UserError
-from llmctl.spec.model import Kind
+from llmctl.spec.model import Kind, ModelConfig
 
 Objective = Literal["clm", "mlm", "mlm+nsp", "span", "denoise", "prefix", "fim"]
 
@@ -40,6 +40,15 @@ def suited(objective: Objective | None, kind: Kind) -> Objective:
             Exit.USAGE,
         )
     return objective
+
+
+def made_for(objective: Objective, model: ModelConfig) -> ModelConfig:
+    """A fresh model's shape with what an objective needs, and without heads that it would not train."""
+    if model.kind == "encoder":
+        pairs = objective == "mlm+nsp"
+        types = max(model.token_types, 2) if pairs else model.token_types
+        return model.resized(pooler=pairs, next_sentence=pairs, token_types=types)
+    return model.resized(prefix_lm=True) if objective == "prefix" and model.kind == "decoder" else model
 
 
 @dataclass(frozen=True)

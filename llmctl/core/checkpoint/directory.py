@@ -139,7 +139,7 @@ def save_checkpoint(
         dtype: to cast floats to; None: as they are.
         shard_bytes: largest size of one file's data; a tensor larger than that has a file of its own.
         tokenizer_from: a directory whose tokenizer files are copied.
-        generation: contents of generation_config.json; None: the special ids of `config`.
+        generation: contents of generation_config.json; None: the special ids of `config`, if it can generate.
 
     Raises:
         ValueError: tensors that do not fit the config.
@@ -152,7 +152,8 @@ def save_checkpoint(
     named = str(items[0].dtype).removeprefix("torch.")
     spelled = {**family_for(config).to_json(config), "dtype": named, "torch_dtype": named}
     write_json(directory / "config.json", spelled)
-    write_json(directory / "generation_config.json", tokens_json(config) if generation is None else generation)
+    if generation or config.kind != "encoder":
+        write_json(directory / "generation_config.json", tokens_json(config) if generation is None else generation)
     if tokenizer_from is not None:
         from llmctl.core.text.tokenizer import TOKENIZER_FILES
 

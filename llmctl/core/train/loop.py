@@ -24,6 +24,7 @@ class Step(NamedTuple):
     Attributes:
         number: of the step, from 1.
         scored: tokens that were scored.
+        read: tokens that went through the model.
         loss: their mean loss before the update, nats.
         lr: learning rate of the first group.
         grad_norm: global norm of the gradient before clipping.
@@ -32,6 +33,7 @@ class Step(NamedTuple):
 
     number: int
     scored: int
+    read: int
     loss: float
     lr: float
     grad_norm: float
@@ -83,7 +85,8 @@ def train(
         loss = total.item() / max(1, scored)
         if loss != loss or loss == float("inf"):
             raise UserError(f"The loss of step {number} is {loss}.", "Lower --lr, or raise --warmup.")
-        yield Step(number, scored, loss, lr, float(norm), time.perf_counter() - start)
+        read = sum(batch.read for batch in micro)
+        yield Step(number, scored, read, loss, lr, float(norm), time.perf_counter() - start)
 
 
 def _backward(model: torch.nn.Module, batch: Batch, objective: Objective, place: Place, scored: int) -> Tensor:

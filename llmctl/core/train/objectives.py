@@ -1,17 +1,26 @@
 """Objectives: a model and a batch to a loss, kept as sum and count."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmctl.core.data.batch import IGNORE, Batch
 from llmctl.core.model.memory import EncoderInput
 from llmctl.core.model.transformer import Transformer
 from llmctl.core.train.cross_entropy import linear_cross_entropy
+from llmctl.spec.noise import Objective
 
-Name = Literal["clm"]
 SPARSE = 0.7  # share of places scored, below which they are gathered first
+
+
+class Measure(NamedTuple):
+    """A mean not yet divided: `total`, a scalar tensor, over `count`."""
+
+    total: Tensor
+    count: int
 
 
 class Loss(NamedTuple):
@@ -20,29 +29,83 @@ class Loss(NamedTuple):
     Attributes:
         total: scalar float32, nats, summed over scored tokens.
         count: how many were scored.
+        measures: what else an evaluation reports, by name; {} while training.
     """
 
     total: Tensor
     count: int
+    measures: dict[str, Measure]
 
 
 def tokens_loss(model: Transformer, batch: Batch, cross_document: bool = False) -> Loss:
     """The loss of the tokens that the batch asks for, whatever the objective that made it.
 
-    Only hidden states of places that are scored meet the head, for it is the largest matrix.
-
     Args:
-        model: of any kind.
+        model: of the kind that the batch is made for.
         batch: (B, T) rows on the model's device.
         cross_document: let tokens see earlier documents of their row, and count positions through the row.
     """
-    hidden = _hidden(model, batch, cross_document).flatten(0, 1)  # (B * T, width)
-    targets = batch.targets.flatten()
+    features, targets = _asked(model, batch, _hidden(model, batch, cross_document))
+    weight, bias, softcap = model.head.projection
+    return Loss(linear_cross_entropy(features, weight, targets, bias, softcap), batch.scored, {})
+
+
+def masked_loss(model: Transformer, batch: Batch, cross_document: bool = False, pair_weight: float = 0.0) -> Loss:
+    """The loss of masked tokens, and with `pair_weight` that of telling whether the second text of a row follows.
+
+    BERT adds the means of the two. Sums of both over a whole step stay exact, however it is cut into micro-batches,
+    with a weight that does not depend on the batch: the number of tokens that a row is asked for on average.
+
+    Args:
+        model: an encoder.
+        batch: (B, T) rows on the model's device.
+        cross_document: as for `tokens_loss`.
+        pair_weight: what each row's answer counts, in tokens.
+
+    Returns:
+        While evaluating, the tokens' loss alone, and how often tokens and pairs are answered right.
+
+    Source: Devlin et al., arXiv:1810.04805, section 3.1 and appendix A.
+    """
+    hidden = _hidden(model, batch, cross_document)
+    features, targets = _asked(model, batch, hidden)
+    weight, bias, softcap = model.head.projection
+    total, measures = linear_cross_entropy(features, weight, targets, bias, softcap), {}
+    pairs = model.next_sentence_scores(hidden) if pair_weight else None
+    if not torch.is_grad_enabled():
+        chosen = F.linear(features, weight.to(features.dtype), None if bias is None else bias.to(features.dtype))
+        right = (chosen.argmax(-1) == targets).sum()
+        measures["accuracy"] = Measure(right, batch.scored)
+        if pairs is not None:
+            right, told = (pairs.argmax(-1) == batch.pairs).sum(), int((batch.pairs != IGNORE).sum())
+            measures["next_sentence_accuracy"] = Measure(right, told)
+    elif pairs is not None:
+        wrong = F.cross_entropy(pairs.float(), batch.pairs, ignore_index=IGNORE, reduction="sum")
+        total = total + pair_weight * wrong
+    return Loss(total, batch.scored, measures)
+
+
+OBJECTIVES: dict[Objective, Callable[..., Loss]] = {
+    "clm": tokens_loss,
+    "mlm": masked_loss,
+    "mlm+nsp": masked_loss,
+    "span": tokens_loss,
+    "denoise": tokens_loss,
+    "prefix": tokens_loss,
+    "fim": tokens_loss,
+}
+
+
+def _asked(model: Transformer, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The features that meet the head's matrix, (N, width), and their targets, (N,).
+
+    Where few places are scored, only theirs: the head is the largest matrix of a small model.
+    """
+    hidden, targets = hidden.flatten(0, 1), batch.targets.flatten()
     if batch.scored < SPARSE * len(targets):
         scored = (targets != IGNORE).nonzero().squeeze(1)
         hidden, targets = hidden[scored], targets[scored]
-    weight, bias, softcap = model.head.projection
-    return Loss(linear_cross_entropy(model.head.features(hidden), weight, targets, bias, softcap), batch.scored)
+    return model.head.features(hidden), targets
 
 
 def _hidden(model: Transformer, batch: Batch, cross_document: bool) -> Tensor:
@@ -54,6 +117,3 @@ def _hidden(model: Transformer, batch: Batch, cross_document: bool) -> Tensor:
         apart = {"segments": batch.segments.clamp(max=1)}
         encoder = None if encoder is None else EncoderInput(encoder.tokens, None, encoder.segments.clamp(max=1))
     return model(batch.tokens, types=batch.types, prefix=batch.prefix, encoder=encoder, **apart)
-
-
-OBJECTIVES: dict[str, Callable[..., Loss]] = {"clm": tokens_loss}

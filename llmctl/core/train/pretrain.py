@@ -7,7 +7,9 @@ import torch
 
 from llmctl.core.checkpoint.directory import Checkpoint, save_checkpoint
 from llmctl.core.data.batch import TrainingOrder, in_order
+from llmctl.core.data.rows import builder
 from llmctl.core.data.shards import Tokens
+from llmctl.core.data.vocabulary import Vocabulary
 from llmctl.core.device import Place
 from llmctl.core.model.init import initialise
 from llmctl.core.model.transformer import Transformer
@@ -17,6 +19,7 @@ from llmctl.core.train.run import Run
 from llmctl.core.train.wrap import compile_layers, recompute
 from llmctl.errors import Exit, UserError
 from llmctl.spec.model import ModelConfig
+from llmctl.spec.noise import NoiseConfig, Objective
 from llmctl.spec.plan import TrainPlan
 from llmctl.spec.sizes import flops_per_token
 from llmctl.spec.train import TrainConfig, Watch
@@ -30,7 +33,8 @@ def prepare(
     config: TrainConfig,
     watch: Watch,
     place: Place,
-    objective: str,
+    objective: Objective,
+    noise: NoiseConfig,
     seed: int,
 ) -> Run:
     """A run ready to go, or to go on from what an interrupted one left in `directory`.
@@ -43,11 +47,13 @@ def prepare(
         config: options of the loop.
         watch: options of evaluation and records.
         place: device and precision; weights are float32 whatever the precision.
-        objective: key of OBJECTIVES.
-        seed: of fresh weights and of the order of the data.
+        objective: what is learned; it suits the model's kind.
+        noise: how the objective corrupts text.
+        seed: of fresh weights, of the order of the data and of its noise.
 
     Raises:
-        UserError: the tokens were made with another tokenizer than the checkpoint's, or hold ids it has not.
+        UserError: the tokens were made with another tokenizer than the checkpoint's, or hold ids it has not; or the
+            tokenizer lacks a special token that the objective needs.
     """
     tokens.check_ids()
     if start is None:
@@ -55,28 +61,32 @@ def prepare(
     else:
         _check_tokenizer(start, tokens)
         model = Checkpoint.open(start).model(place.device, torch.float32, writable=True)
+        model.config = plan.model
     model.train()
     shape, made = model.config, optimizers(model, config)
     if config.recompute:
         recompute(model)
     if config.compile:
         compile_layers(model)
-    order = TrainingOrder(tokens.splits["train"], plan.block, plan.rows, seed)
+    vocabulary = Vocabulary.of(tokens.tokenizer(), shape.vocab)
+    build = builder(objective, shape.kind, noise, vocabulary, seed, shape.decoder_start)
+    order = TrainingOrder(tokens.splits["train"], plan.block, plan.rows, seed, build)
     heldout = tokens.splits["heldout"]
+    pairs = {"pair_weight": noise.mask_rate * plan.block} if objective == "mlm+nsp" else {}
     generation = Checkpoint.open(start).generation if start else None
     return Run(
         directory=directory,
         model=model,
         optimizers=made,
         config=config,
-        objective=partial(OBJECTIVES[objective], cross_document=config.cross_document),
+        objective=partial(OBJECTIVES[objective], cross_document=config.cross_document, **pairs),
         place=place,
         steps=plan.steps,
         batches=lambda step: order.batches(step, plan.micro),
-        heldout=partial(in_order, heldout, plan.block, plan.micro, watch.eval_tokens)
+        heldout=partial(in_order, heldout, plan.block, plan.micro, watch.eval_tokens, build)
         if heldout.tokens > 1 and watch.eval_tokens > 1
         else None,
-        bytes_per_token=heldout.bytes / max(1, heldout.tokens),
+        bytes_per_token=heldout.bytes / max(1, heldout.tokens) if objective == "clm" else None,
         eval_every=watch.every(plan.steps),
         save_every=watch.save_every,
         write=lambda to: save_checkpoint(to, model, shape, tokenizer_from=tokens.path, generation=generation),
@@ -85,10 +95,19 @@ def prepare(
 
 
 def _begun(shape: ModelConfig, tokens: Tokens) -> ModelConfig:
-    """The shape with the special ids of the tokens' tokenizer, so that generation knows where texts begin and end."""
+    """The shape with the special ids of the tokens' tokenizer, so that generation knows where texts begin and end.
+
+    A decoder beside an encoder begins with padding, as T5's, or where the tokenizer opens texts, with the end of one,
+    as BART's.
+    """
     tokenizer = tokens.tokenizer()
-    bos = tokens.eos if tokenizer.bos is None else tokenizer.bos
-    return shape.resized(bos=bos, eos=(tokens.eos,), pad=tokenizer.pad)
+    pad, eos = tokenizer.pad, (tokens.eos,)
+    if shape.kind == "encoder":
+        return shape.resized(pad=pad)
+    if shape.kind == "encoder-decoder":
+        first = tokens.eos if pad is None or tokenizer.bos is not None else pad
+        return shape.resized(bos=tokenizer.bos, eos=eos, pad=pad, decoder_start=first)
+    return shape.resized(bos=tokens.eos if tokenizer.bos is None else tokenizer.bos, eos=eos, pad=pad)
 
 
 def _check_tokenizer(start: Path, tokens: Tokens) -> None:

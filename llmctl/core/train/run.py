@@ -29,18 +29,31 @@ class Evaluation(NamedTuple):
     Attributes:
         step: steps taken.
         loss: nats a token.
-        bits_per_byte: of the text; nan where its bytes are not known.
+        bits_per_byte: of the text; None where not all of it is scored, each token once.
         best: it is the lowest so far.
+        measures: what else the objective reports, by name.
     """
 
     step: int
     loss: float
-    bits_per_byte: float
+    bits_per_byte: float | None
     best: bool
+    measures: dict[str, float]
 
     @property
     def perplexity(self) -> float:
         return math.exp(min(self.loss, 700.0))
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Every figure there is, by name."""
+        bits = {} if self.bits_per_byte is None else {"bits_per_byte": self.bits_per_byte}
+        return {"loss": self.loss, "perplexity": self.perplexity, **bits, **self.measures}
+
+    def __str__(self) -> str:
+        bits = "" if self.bits_per_byte is None else f", {self.bits_per_byte:.4f} bits per byte"
+        more = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in self.measures.items())
+        return f"loss {self.loss:.4f}, perplexity {self.perplexity:.2f}{bits}{more}"
 
 
 @dataclass
@@ -52,7 +65,7 @@ class Run:
         model, optimizers, config, objective, place, steps: as for `train`.
         batches: micro-batches of a step.
         heldout: makes the batches to evaluate on, or None.
-        bytes_per_token: of the held-out text, for bits per byte.
+        bytes_per_token: of the held-out text, for bits per byte; None where they would mean nothing.
         eval_every: steps between evaluations; there is one before the first step and one after the last, too.
         save_every: seconds between states written to disk.
         write: writes the model as a checkpoint into a directory.
@@ -70,7 +83,7 @@ class Run:
     steps: int
     batches: Callable[[int], Iterable[Batch]]
     heldout: Callable[[], Iterable[Batch]] | None
-    bytes_per_token: float
+    bytes_per_token: float | None
     eval_every: int
     save_every: float
     write: Callable[[Path], None]
@@ -79,7 +92,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.done = 0  # steps taken
-        self.tokens = 0  # scored so far
+        self.tokens = 0  # read so far
         self.seconds = 0.0  # of steps and evaluations, in all sittings
         self.evaluations: list[Evaluation] = []
         self._peak = self.place.peak_flops() if self.flops_per_token else 0.0
@@ -156,14 +169,16 @@ class Run:
 
     def _evaluate(self) -> Evaluation:
         start = time.perf_counter()
-        total = count = 0.0
+        sums: dict[str, list[float]] = {}
         for loss in evaluate(self.model, self.heldout(), self.objective, self.place):
-            total += float(loss.total)
-            count += loss.count
-        mean = total / max(1.0, count)
-        bits = mean / math.log(2) / self.bytes_per_token if self.bytes_per_token else math.nan
+            for name, (total, count) in {"loss": (loss.total, loss.count), **loss.measures}.items():
+                both = sums.setdefault(name, [0.0, 0.0])
+                both[0], both[1] = both[0] + float(total), both[1] + count
+        measures = {name: total / max(1.0, count) for name, (total, count) in sums.items()}
+        mean = measures.pop("loss")
+        bits = mean / math.log(2) / self.bytes_per_token if self.bytes_per_token else None
         best = self.best is None or mean < self.best.loss
-        made = Evaluation(self.done, mean, bits, best)
+        made = Evaluation(self.done, mean, bits, best, measures)
         self.seconds += time.perf_counter() - start
         self.evaluations.append(made)
         self._record(
@@ -171,9 +186,7 @@ class Run:
                 "step": self.done,
                 "tokens": self.tokens,
                 "seconds": round(self.seconds, 3),
-                "heldout_loss": mean,
-                "heldout_perplexity": made.perplexity,
-                "heldout_bits_per_byte": bits,
+                **{f"heldout_{name}": value for name, value in made.figures.items()},
             }
         )
         if best and 0 < self.done < self.steps:
@@ -189,9 +202,9 @@ class Run:
 
     def _note(self, step: Step) -> None:
         self.done = step.number
-        self.tokens += step.scored
+        self.tokens += step.read
         self.seconds += step.seconds
-        rate = step.scored / step.seconds
+        rate = step.read / step.seconds
         record = {
             "step": step.number,
             "tokens": self.tokens,

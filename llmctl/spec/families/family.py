@@ -55,4 +55,5 @@ def pair(theirs: str, ours: str, bias: bool, **how: object) -> list[Name]:
 def tokens_json(config: ModelConfig) -> dict[str, object]:
     """The special ids as config.json and generation_config.json spell them; eos may be a list."""
     eos = config.eos[0] if len(config.eos) == 1 else list(config.eos) or None
-    return {"bos_token_id": config.bos, "eos_token_id": eos, "pad_token_id": config.pad}
+    start = {} if config.decoder_start is None else {"decoder_start_token_id": config.decoder_start}
+    return {"bos_token_id": config.bos, "eos_token_id": eos, "pad_token_id": config.pad, **start}

@@ -14,6 +14,7 @@ from llmctl.core.device import Place
 from llmctl.core.train.loop import Step
 from llmctl.core.train.pretrain import prepare
 from llmctl.errors import UserError
+from llmctl.spec.noise import NoiseConfig
 from llmctl.spec.plan import TrainPlan
 from llmctl.spec.presets import shape
 from llmctl.spec.train import TrainConfig, Watch
@@ -28,7 +29,7 @@ def run_in(directory, tokens, start=None, steps=12, **options):
     sizes = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ff": 64, "context": 32}
     model = Checkpoint.open(start).config if start else shape("1m", tokens.vocab, "llama", sizes)
     plan = TrainPlan.of(model, config, tokens.splits["train"].tokens, "fp32")
-    return prepare(directory, tokens, start, plan, config, watch, CPU, "clm", seed=0)
+    return prepare(directory, tokens, start, plan, config, watch, CPU, "clm", NoiseConfig(), seed=0)
 
 
 def digest(directory):
