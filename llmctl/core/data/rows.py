@@ -79,7 +79,8 @@ class Rule:
         """A text as an encoder meets it: [CLS] text [SEP], <s> text </s>, or with T5's tokenizer, text </s>."""
         framed = np.empty(len(ids) + self.frame, np.int64)
         framed[self.frame - 1 : -1] = ids
-        framed[: self.frame - 1] = self.vocabulary.opening
+        if self.vocabulary.opening is not None:
+            framed[0] = self.vocabulary.opening
         framed[-1] = self.vocabulary.closing
         return framed
 
