@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llmctl.console import Console
     from llmctl.core.decode.answer import Answer
 
+FIELDS = ("prompt", "text")  # where a record's prompt is looked for when no field is named
 # Control characters but newline and tab, as pictures: a model's text must not steer the terminal.
 PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {0x7F: 0x2421}
 PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
@@ -65,8 +66,9 @@ def generate(
 
     from llmctl.console import Console
     from llmctl.core.checkpoint.directory import Checkpoint
+    from llmctl.core.data.requests import Request, read_requests
     from llmctl.core.decode.answer import answers
-    from llmctl.core.decode.prompt import Request, prompt_ids, read_prompts, special_stops, stop_ids
+    from llmctl.core.decode.prompt import prompt_ids, special_stops, stop_ids
     from llmctl.core.device import DTYPES, pick
 
     console = Console(shown)
@@ -76,7 +78,7 @@ def generate(
         prompt_ids(tokenizer, text, checkpoint.config, special)  # what is wrong is said before the weights are read
     typed = (Request(number, text) for number, text in enumerate(prompt))
     count = failed = past = 0
-    with closing(read_prompts(file, format, field) if file is not None else typed) as requests:
+    with closing(read_requests(file, format, (field,) if field else FIELDS) if file is not None else typed) as requests:
         first = next(requests, None)
         if first is None:
             raise UserError(f"{'stdin' if file == '-' else file} holds no prompt.", "One a line is wanted.")

@@ -4,8 +4,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from llmctl.core.data.requests import Request
 from llmctl.core.decode.generate import Completion, complete
-from llmctl.core.decode.prompt import Request, prompt_ids
+from llmctl.core.decode.prompt import prompt_ids
 from llmctl.core.decode.sample import stream_key
 from llmctl.core.model.transformer import Transformer
 from llmctl.core.text.tokenizer import Tokenizer

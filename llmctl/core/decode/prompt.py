@@ -1,36 +1,10 @@
-"""What goes into a model and what ends it: a prompt's ids, the ids that stop a completion, prompts read from files."""
+"""What goes into a model and what ends it: a prompt's ids, and the ids that stop a completion."""
 
-import codecs
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from io import BufferedReader
-from pathlib import Path
+from collections.abc import Iterable
 
-from llmctl.core.data.streams import opened
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.model import ModelConfig
-from llmctl.spec.sample import Format
-
-FIELDS = ("prompt", "text")  # where a record's prompt is looked for when no field is named
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt.
-
-    Attributes:
-        number: of the record in the input, from 0; bad records count too.
-        text: the prompt.
-        record: the JSON object that it came in; None for plain text.
-        error: why there is no prompt; "" when there is one.
-    """
-
-    number: int
-    text: str
-    record: dict[str, object] | None = None
-    error: str = ""
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, config: ModelConfig, special: bool = False) -> list[int]:
@@ -88,70 +62,3 @@ def special_stops(tokenizer: Tokenizer, stops: Iterable[str]) -> frozenset[int]:
     """The ids of stop strings that are special tokens, since the text of those is not shown and so never found."""
     parsed = {stop: tokenizer.encode(stop, special=True) for stop in stops}
     return frozenset(ids[0] for ids in parsed.values() if len(ids) == 1 and ids[0] in tokenizer.special_ids)
-
-
-def read_prompts(path: str, format: Format, field: str | None = None) -> Iterator[Request]:
-    """The prompts of a file, or of stdin for "-", one at a time; JSON records where it holds such.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    with opened(path) as stream:
-        kind = _format(path, stream) if format == "auto" else format
-        if stream.peek(3).startswith(codecs.BOM_UTF8):
-            stream.read(3)
-        if kind == "jsonl":
-            yield from from_jsonl(stream, field)
-        else:
-            yield from from_lines(iter([stream.read()] if kind == "text" else stream), kind == "text")
-
-
-def _format(path: str, stream: BufferedReader) -> Format:
-    """How a file holds prompts, by its name or else by its first line."""
-    endings = Path(path.lower()).suffixes
-    if any(ending in (".jsonl", ".ndjson", ".json") for ending in endings):
-        return "jsonl"
-    first = stream.peek(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")[0]
-    if ".txt" in endings or not first.startswith(b"{"):
-        return "lines"
-    try:
-        return "jsonl" if isinstance(json.loads(first), dict) else "lines"
-    except ValueError:
-        return "lines"
-
-
-def from_lines(lines: Iterable[bytes], whole: bool = False) -> Iterator[Request]:
-    """A prompt a line, byte for byte but for the line's end; or, if `whole`, each piece with its line ends."""
-    for number, line in enumerate(lines):
-        text = line if whole else line.removesuffix(b"\n").removesuffix(b"\r")
-        try:
-            yield Request(number, text.decode())
-        except UnicodeDecodeError as error:
-            yield Request(number, "", error=f"line {number + 1} is not UTF-8: byte 0x{text[error.start]:02x}")
-
-
-def from_jsonl(lines: Iterable[bytes], field: str | None = None) -> Iterator[Request]:
-    """A prompt a JSON object, from the named field or the first of FIELDS that is there; blank lines are skipped."""
-    number = -1
-    for at, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        number += 1
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            yield Request(number, "", {}, f"line {at} is not JSON: {error}")
-            continue
-        if not isinstance(record, dict):
-            yield Request(number, "", {}, f"line {at} is a JSON {type(record).__name__}, wanted an object")
-            continue
-        name = field or next((name for name in FIELDS if name in record), FIELDS[0])
-        text = record.get(name)
-        error = ""
-        if name not in record:
-            error = f"line {at} has no field {name!r}, only {', '.join(map(repr, record)) or 'none'}"
-        elif not isinstance(text, str):
-            error = f"line {at}: the field {name!r} is not a string"
-        elif any("\ud800" <= letter <= "\udfff" for letter in text):
-            error = f"line {at}: the field {name!r} holds half of a surrogate pair, which is no character"
-        yield Request(number, "" if error else text, record, error)

@@ -1,0 +1,103 @@
+"""Requests: the texts that a model is to work on, a line or a JSON record each, from a file or stdin."""
+
+import codecs
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+from llmctl.core.data.streams import opened
+from llmctl.spec.sample import Format
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text.
+
+    Attributes:
+        number: of the record in the input, from 0; bad records count too.
+        text: the prompt, or what is to be classified, embedded, filled in.
+        record: the JSON object that it came in; None for plain text.
+        error: why there is no text; "" when there is one.
+    """
+
+    number: int
+    text: str
+    record: dict[str, object] | None = None
+    error: str = ""
+
+
+def read_requests(path: str, format: Format, fields: tuple[str, ...]) -> Iterator[Request]:
+    """The texts of a file, or of stdin for "-", one at a time; JSON records where it holds such.
+
+    Args:
+        fields: of a record; the first that is there holds the text.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with opened(path) as stream:
+        kind = _format(path, stream) if format == "auto" else format
+        if stream.peek(3).startswith(codecs.BOM_UTF8):
+            stream.read(3)
+        if kind == "jsonl":
+            yield from from_jsonl(stream, fields)
+        else:
+            yield from from_lines(iter([stream.read()] if kind == "text" else stream), kind == "text")
+
+
+def _format(path: str, stream: BufferedReader) -> Format:
+    """How a file holds texts, by its name or else by its first line."""
+    endings = Path(path.lower()).suffixes
+    if any(ending in (".jsonl", ".ndjson", ".json") for ending in endings):
+        return "jsonl"
+    first = stream.peek(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")[0]
+    if ".txt" in endings or not first.startswith(b"{"):
+        return "lines"
+    try:
+        return "jsonl" if isinstance(json.loads(first), dict) else "lines"
+    except ValueError:
+        return "lines"
+
+
+def from_lines(lines: Iterable[bytes], whole: bool = False) -> Iterator[Request]:
+    """A text a line, byte for byte but for the line's end; or, if `whole`, each piece with its line ends."""
+    for number, line in enumerate(lines):
+        text = line if whole else line.removesuffix(b"\n").removesuffix(b"\r")
+        try:
+            yield Request(number, text.decode())
+        except UnicodeDecodeError as error:
+            yield Request(number, "", error=f"line {number + 1} is not UTF-8: byte 0x{text[error.start]:02x}")
+
+
+def from_jsonl(lines: Iterable[bytes], fields: tuple[str, ...]) -> Iterator[Request]:
+    """A text a JSON object, from the first of the fields that is there; blank lines are skipped."""
+    number = -1
+    for at, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        number += 1
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            yield Request(number, "", {}, f"line {at} is not JSON: {error}")
+            continue
+        if not isinstance(record, dict):
+            yield Request(number, "", {}, f"line {at} is a JSON {type(record).__name__}, wanted an object")
+            continue
+        name = next((name for name in fields if name in record), fields[0])
+        error = "" if (wrong := no_text(record, name)) is None else f"line {at} {wrong}"
+        yield Request(number, "" if error else record[name], record, error)
+
+
+def no_text(record: dict[str, object], name: str) -> str | None:
+    """Why a field of a record holds no text, or None where it does."""
+    text = record.get(name)
+    if name not in record:
+        return f"has no field {name!r}, only {', '.join(map(repr, record)) or 'none'}"
+    if not isinstance(text, str):
+        return f"has a field {name!r} that is not a string"
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        return f"has a field {name!r} that holds half of a surrogate pair, which is no character"
+    return None
