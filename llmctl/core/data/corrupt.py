@@ -188,15 +188,15 @@ def fill_in_middle(ids: np.ndarray, marks: tuple[int, int, int], spm_rate: float
     """A text cut in three at two random places, the middle last: three marks more than it had.
 
     PSM: PRE prefix SUF suffix MID middle. SPM: PRE SUF suffix MID prefix middle, in the paper's second variant, which
-    shares its marks with PSM. The paper cuts between characters; a stream of tokens is cut between tokens, so
-    complete at a token's border, or see the paper's section 4.4 on what it costs not to.
+    shares its marks with PSM. The paper cuts between characters; a stream of tokens is cut between tokens, so that
+    what is completed had better begin and end where tokens do.
 
     Args:
         ids: (N,).
         marks: ids of PRE, MID, SUF.
         spm_rate: how often it is SPM.
 
-    Source: Bavarian et al., arXiv:2207.14255, section 3 and appendix D.
+    Source: Bavarian et al., arXiv:2207.14255, section 3.
     """
     before, between, after = marks
     first, last = sorted(generator.integers(len(ids) + 1, size=2).tolist())
