@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import tokenizers
 
+from llmctl.core.text.older import read_older
 from llmctl.core.text.stream import Detokenizer
 from llmctl.errors import UserError
 
@@ -75,8 +76,9 @@ class Tokenizer:
         file = directory / "tokenizer.json" if path.is_dir() else path
         if file.is_file():
             backend = _read_backend(file)
-        elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file() and path.is_dir():
-            backend = _read_gpt2(directory)
+        elif path.is_dir() and (older := read_older(path, *_settings(path))) is not None:
+            backend, roles = older
+            return cls(backend, {**roles, **_settings(path)[0]}, path)
         elif not path.exists():
             raise UserError(f"there is no tokenizer at {path}.", "Name a directory that holds tokenizer.json.")
         elif any((directory / name).is_file() for name in ("tokenizer.model", "spiece.model")):
@@ -88,9 +90,7 @@ class Tokenizer:
             raise UserError(f"{directory} has no tokenizer.json.", "Name a directory that holds one.")
         if path.is_file() and path.name != "tokenizer.json":
             return cls(backend, {})  # what lies beside it may be of another tokenizer
-        config = _read_object(directory / "special_tokens_map.json")
-        config.update(_read_object(directory / "tokenizer_config.json"))
-        return cls(backend, config, directory)
+        return cls(backend, _settings(directory)[0], directory)
 
     def save(self, directory: Path) -> None:
         """Writes the tokenizer's files into an existing directory: those it was opened from, unchanged, or new ones."""
@@ -176,11 +176,12 @@ class Tokenizer:
         return {"tokenizer_class": "PreTrainedTokenizerFast", **names, "clean_up_tokenization_spaces": False}
 
     def _role(self, role: str) -> int | None:
-        """The id of a special token by what the config says or, if there is no config, by its usual names."""
+        """The id of a special token by what the config says or, if it says nothing of any role, by its usual names."""
         value = self.config.get(f"{role}_token")
         if isinstance(value, dict):
             value = value.get("content")
-        names = (value,) if isinstance(value, str) else () if self.config else USUAL[role]
+        named = any(f"{role}_token" in self.config for role in USUAL)
+        names = (value,) if isinstance(value, str) else () if named else USUAL[role]
         return next((i for i in map(self.backend.token_to_id, names) if i is not None), None)
 
 
@@ -198,19 +199,11 @@ def _read_backend(file: Path) -> tokenizers.Tokenizer:
         raise UserError(f"{file} is not a tokenizer: {problem}.", AGAIN) from error
 
 
-def _read_gpt2(directory: Path) -> tokenizers.Tokenizer:
-    """A tokenizer in GPT-2's first files: vocab.json and merges.txt."""
-    try:
-        model = tokenizers.models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{directory}/vocab.json and merges.txt: {error}.", AGAIN) from error
-    backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    added = sorted(_read_object(directory / "added_tokens.json").items(), key=lambda item: item[1])
-    special = [t for t in ("<|endoftext|>",) if backend.token_to_id(t) is not None]
-    backend.add_special_tokens(special + [token for token, _ in added])
-    return backend
+def _settings(directory: Path) -> tuple[dict, dict]:
+    """What the files beside a vocabulary say: of special tokens and options, and added_tokens.json."""
+    config = _read_object(directory / "special_tokens_map.json")
+    config.update(_read_object(directory / "tokenizer_config.json"))
+    return config, _read_object(directory / "added_tokens.json")
 
 
 def _read_object(file: Path) -> dict:
