@@ -108,7 +108,8 @@ def pack(source: Source, places: list[Place], block: int) -> Batch:
             continue
         tokens[row, :length] = ids[:length]
         targets[row, :length] = ids[1 : length + 1]
-        first, last = np.searchsorted(ends, (start + 1, start + length + 1), side="left")
+        borders = np.array([start + 1, start + length + 1], ends.dtype)  # of another type, all of ends would be copied
+        first, last = np.searchsorted(ends, borders, side="left")
         opens = np.asarray(ends[first:last], dtype=np.int64) - 1 - start  # places of end-of-text tokens in the row
         slots = np.arange(length)
         segment = np.searchsorted(opens, slots, side="right")
