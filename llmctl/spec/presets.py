@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
 
 from llmctl.errors import Exit, UserError
-from llmctl.spec.model import ModelConfig, Position
+from llmctl.spec.model import AttentionKind, Kind, ModelConfig, Position
 
 PresetName = Literal["1m", "5m", "15m", "30m", "60m", "124m", "350m", "1b", "3b", "8b"]
-FamilyName = Literal["llama", "gpt2", "bloom", "native"]
+FamilyName = Literal["llama", "gpt2", "bloom", "bert", "t5", "bart", "native"]
 Head = Literal["tied", "own"]
 
 
@@ -15,8 +15,9 @@ Head = Literal["tied", "own"]
 class Preset:
     """The dimensions of one model size; the vocabulary comes from the tokenizer.
 
-    `ff` is for the gated MLP of llama (three matrices); gpt2 and the other plain MLPs use 4 x width, and as many
-    kv heads as heads.
+    `layers` are those of all stacks together: an encoder and a decoder have half of them each, so that the size
+    is about that of its name whatever the kind. `ff` is for gated MLPs (three matrices) and `kv_heads` for
+    families that can share them; plain MLPs have 4 x width, and other families as many kv heads as heads.
     """
 
     layers: int
@@ -42,20 +43,41 @@ PRESETS: dict[str, Preset] = {
     "8b": Preset(layers=32, width=4096, heads=32, kv_heads=8, ff=14336, context=8192, tie=False, rope_theta=5e5),
 }
 
-VOCABULARIES = {"gpt2": 50257, "bloom": 250880}  # of the published models, where no tokenizer is at hand
-PLAIN = {  # what GPT-2 and BLOOM share and Llama has not
+# Of the published models, where no tokenizer is at hand.
+VOCABULARIES = {"gpt2": 50257, "bloom": 250880, "bert": 30522, "t5": 32128, "bart": 50265}
+PLAIN = {  # what the families that came before Llama share
     "norm": "layer",
-    "activation": "gelu_tanh",
     "gated": False,
     "qkv_bias": True,
     "out_bias": True,
     "mlp_bias": True,
+    "kv_heads": 0,
     "tie": True,
 }
+POST = {"norm_place": "post", "embed_norm": True, "activation": "gelu", "position": "learned", "head_bias": True}
 FRESH: dict[str, dict[str, object]] = {
     "llama": {"model_type": "llama"},
-    "gpt2": {"model_type": "gpt2", "position": "learned", **PLAIN},
-    "bloom": {"model_type": "bloom", "position": "alibi", "embed_norm": True, **PLAIN},
+    "gpt2": {"model_type": "gpt2", "position": "learned", "activation": "gelu_tanh", **PLAIN},
+    "bloom": {"model_type": "bloom", "position": "alibi", "activation": "gelu_tanh", "embed_norm": True, **PLAIN},
+    "bert": {
+        "model_type": "bert",
+        "kind": "encoder",
+        "norm_eps": 1e-12,
+        "token_types": 2,
+        "head_transform": True,
+        **PLAIN,
+        **POST,
+    },
+    "t5": {  # of the two T5s the later, 1.1: its gated MLP and its own head learn faster
+        "model_type": "t5",
+        "kind": "encoder-decoder",
+        "norm_eps": 1e-6,
+        "activation": "gelu_tanh",
+        "kv_heads": 0,
+        "position": "relative",
+        "tie": False,
+    },
+    "bart": {"model_type": "bart", "kind": "encoder-decoder", "position_offset": 2, **PLAIN, **POST},
     "native": {"model_type": "llmctl", "position": "sinusoidal"},
 }
 
@@ -69,7 +91,9 @@ class Shape:
 
     preset: Annotated[PresetName | None, "Size of a fresh model."] = None
     family: Annotated[FamilyName, "Conventions of a fresh model: norm, MLP, biases, positions."] = "llama"
-    layers: Annotated[int | None, "Layers, in place of the preset's."] = None
+    kind: Annotated[Kind | None, "What the model is, in place of the family's."] = None
+    layers: Annotated[int | None, "Layers, in place of the preset's; beside an encoder, the decoder's."] = None
+    encoder_layers: Annotated[int | None, "Layers of the encoder beside a decoder; default: as --layers."] = None
     width: Annotated[int | None, "Channels of the residual stream."] = None
     heads: Annotated[int | None, "Attention heads."] = None
     kv_heads: Annotated[int | None, "Heads of keys and values; they divide --heads."] = None
@@ -78,6 +102,7 @@ class Shape:
     context: Annotated[int | None, "Most tokens of a row."] = None
     window: Annotated[int | None, "Tokens that one token sees, itself included; default: all before it."] = None
     position: Annotated[Position | None, "How positions enter, in place of the family's way."] = None
+    attention: Annotated[AttentionKind | None, "Weights by softmax, or linear: in time that grows with the row."] = None
     head: Annotated[Head | None, "tied: the embedding's matrix again; own: one of its own."] = None
 
     @property
@@ -109,13 +134,14 @@ def shape(name: str, vocab: int, family: str = "llama", overrides: dict[str, obj
         vocab: rows of the embedding.
         family: whose conventions: norm, MLP, biases, positions.
         overrides: fields of ModelConfig that differ from the preset; those that are None do not count. A new width
-            takes along ff (8/3 of it rounded up to 64, or 4 times it), and new heads the kv heads where the
-            preset's do not divide them.
+            takes along ff (8/3 of it rounded up to 64, or 4 times it), new heads the kv heads where the preset's
+            do not divide them, and new layers those of the encoder.
 
     Raises:
         UserError: an unknown preset, family or field, or numbers that do not fit each other.
 
-    Source: the sizes from 1b on are those of Llama 3.2 1B and 3B and of Llama 3 8B; gpt2 at 124m is GPT-2's.
+    Source: the sizes from 1b on are those of Llama 3.2 1B and 3B and of Llama 3 8B; gpt2 at 124m is GPT-2's, and bert
+    and bart there have the dimensions of BERT-base and BART-base.
     """
     for word, value, known in (("--preset", name, PRESETS), ("--family", family, FRESH)):
         if value not in known:
@@ -126,12 +152,17 @@ def shape(name: str, vocab: int, family: str = "llama", overrides: dict[str, obj
         hint = f"Its fields are {', '.join(field.name for field in fields(ModelConfig))}."
         raise UserError(f"ModelConfig has no {', '.join(sorted(unknown))}.", hint, Exit.USAGE)
     wanted: dict[str, Any] = asdict(PRESETS[name]) | FRESH[family]
-    known = {"gated": True} | wanted | changes
+    known = {"gated": True, "kind": "decoder"} | wanted | changes
     width, heads = known["width"], known["heads"]
+    if known.get("position") == "relative":  # as T5, whose first weights such a model has: see core/model/init
+        wanted |= {"attention_scale": 1.0, "logit_scale": width**-0.5 if known["tie"] else 1.0}
+    if known["kind"] == "encoder-decoder":
+        wanted["layers"] = max(1, wanted["layers"] // 2)
+        wanted["encoder_layers"] = changes.get("layers", wanted["layers"])
     if not known["gated"]:
         wanted["ff"] = 4 * width
     elif width != wanted["width"]:
         wanted["ff"] = -(-8 * width // (3 * 64)) * 64
-    if not known["gated"] or heads % wanted["kv_heads"]:
+    if not known["gated"] or (wanted["kv_heads"] and heads % wanted["kv_heads"]):
         wanted["kv_heads"] = heads
     return ModelConfig(**{**wanted, "vocab": vocab, **changes})
