@@ -107,6 +107,10 @@ class Transformer(nn.Module):
         """
         if self.pooler is not None:
             return torch.tanh(self.pooler(hidden[:, 0]))
+        return self._standing(hidden, segments)
+
+    def _standing(self, hidden: Tensor, segments: Tensor | None) -> Tensor:
+        """The token that stands for each row: (B, T, width) to (B, width)."""
         if self.config.classifier_pool == "first":
             return hidden[:, 0]
         if segments is None:
@@ -120,9 +124,14 @@ class Transformer(nn.Module):
         return self.next_sentence(self.pooled(hidden))
 
     def classify(self, hidden: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Scores of labels: of each row, (B, L), or with a classifier of tokens of each token, (B, T, L)."""
-        each = self.config.classifier == "token"
-        return self.classifier(hidden if each else self.pooled(hidden, segments))
+        """Scores of labels: of each row, (B, L), or with a classifier of tokens of each token, (B, T, L).
+
+        A classifier's own dense layer stands in the pooler's place: old files of RoBERTa carry both and use one.
+        """
+        if self.config.classifier == "token":
+            return self.classifier(hidden)
+        pooled = self.pooled if self.config.classifier_dense == "none" else self._standing
+        return self.classifier(pooled(hidden, segments))
 
     @property
     def layers(self) -> list[Block]:

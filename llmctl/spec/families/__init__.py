@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmctl.errors import Exit, UserError
-from llmctl.spec.families import bloom, gemma, gpt2, gpt_neox, llama, native, olmo2, phi3
+from llmctl.spec.families import bart, bert, bloom, gemma, gpt2, gpt_neox, llama, native, olmo2, phi3, t5
 from llmctl.spec.families.family import Family
 from llmctl.spec.files import read_json
 from llmctl.spec.model import ModelConfig
@@ -19,6 +19,9 @@ FAMILIES: dict[str, Family] = {
     "olmo2": olmo2.FAMILY,
     "gpt_neox": gpt_neox.FAMILY,
     "bloom": bloom.FAMILY,
+    "bert": bert.FAMILY,
+    "t5": t5.FAMILY,
+    "bart": bart.FAMILY,
     "native": native.FAMILY,
 }
 _BY_TYPE = {model_type: family for family in FAMILIES.values() for model_type in family.model_types}
@@ -84,7 +87,10 @@ def config_of(json: dict, names: Iterable[str] | None = None) -> ModelConfig:
     present = {family.bare(family.renaming(name)) for name in names}
     for flag in family.settled:
         with_it, without = (_stored(family, config, flag, value) for value in (True, False))
-        config = replace(config, **{flag: bool(present & (with_it - without))})
+        if adds := with_it - without:
+            config = replace(config, **{flag: bool(present & adds)})
+        elif drops := without - with_it:  # as a tied head does
+            config = replace(config, **{flag: not present & drops})
     return config
 
 
