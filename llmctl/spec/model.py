@@ -247,6 +247,11 @@ class ModelConfig:
             return {"encoder": self.encoder_layers, "decoder": self.layers}
         return {self.kind: self.layers}
 
+    @property
+    def last_stack(self) -> str:
+        """The stack whose hidden states meet the heads."""
+        return "encoder" if self.kind == "encoder" else "decoder"
+
     def window_of(self, layer: int) -> int | None:
         """The sliding window of one layer, in positions, or None where it sees everything."""
         return self.window if self.window_layers is None or layer in self.window_layers else None
