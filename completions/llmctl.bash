@@ -82,7 +82,7 @@ _llmctl() {
         "memcalc --preset") _llmctl_words "1m 5m 15m 30m 60m 124m 350m 1b 3b 8b"; return ;;
         "memcalc --family") _llmctl_words "llama gpt2 bloom bert t5 bart native"; return ;;
         "memcalc --kind") _llmctl_words "decoder encoder encoder-decoder"; return ;;
-        "memcalc --layers"|"memcalc --encoder-layers"|"memcalc --width"|"memcalc --heads"|"memcalc --kv-heads"|"memcalc --head-dim"|"memcalc --ff"|"memcalc --context"|"memcalc --window"|"memcalc --batch"|"memcalc --sequence"|"memcalc --loss-chunk"|"memcalc --lora-rank"|"memcalc --lora-targets"|"memcalc --zero"|"memcalc --data-parallel"|"memcalc --tensor-parallel"|"memcalc --pipeline-parallel"|"memcalc --vocab-size"|"memcalc --fit"|"memcalc --tokens"|"memcalc --flops") :; return ;;
+        "memcalc --layers"|"memcalc --encoder-layers"|"memcalc --width"|"memcalc --heads"|"memcalc --kv-heads"|"memcalc --head-dim"|"memcalc --ff"|"memcalc --context"|"memcalc --window"|"memcalc --batch"|"memcalc --sequence"|"memcalc --source"|"memcalc --scored"|"memcalc --loss-chunk"|"memcalc --lora-rank"|"memcalc --lora-targets"|"memcalc --zero"|"memcalc --data-parallel"|"memcalc --tensor-parallel"|"memcalc --pipeline-parallel"|"memcalc --vocab-size"|"memcalc --fit"|"memcalc --tokens"|"memcalc --flops") :; return ;;
         "memcalc --position") _llmctl_words "rope learned alibi sinusoidal relative none"; return ;;
         "memcalc --attention") _llmctl_words "softmax linear"; return ;;
         "memcalc --head") _llmctl_words "tied own"; return ;;
@@ -97,6 +97,10 @@ _llmctl() {
         "memcalc --solve") _llmctl_words "batch sequence lora-rank"; return ;;
         "memcalc --config") _llmctl_files -f; return ;;
         "inspect --diff"|"inspect --config") _llmctl_files -f; return ;;
+        "attention --device"|"attention --threads"|"attention -p"|"attention --prompt"|"attention --target"|"attention --layer"|"attention --head"|"attention --width") :; return ;;
+        "attention --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "attention --stack") _llmctl_words "encoder decoder"; return ;;
+        "attention -o"|"attention --out"|"attention --config") _llmctl_files -f; return ;;
         "verify --config") _llmctl_files -f; return ;;
         "plot -o"|"plot --out"|"plot --config") _llmctl_files -f; return ;;
         "plot --x") _llmctl_words "step tokens seconds"; return ;;
@@ -112,8 +116,9 @@ _llmctl() {
         "pretrain") words="-o --out --force --no-force --dry-run --no-dry-run --preset --family --kind --layers --encoder-layers --width --heads --kv-heads --head-dim --ff --context --window --position --attention --head --steps --epochs --tokens --batch-tokens --block --micro-batch --optimizer --lr --min-lr --muon-lr --schedule --warmup --decay --beta1 --beta2 --adam-eps --weight-decay --clip --recompute --no-recompute --compile --no-compile --cross-document --no-cross-document --mask-rate --whole-word --no-whole-word --random-share --keep-share --noise-density --mean-span --denoise-rate --text-infilling --no-text-infilling --sentence-permutation --no-sentence-permutation --token-masking --no-token-masking --token-deletion --no-token-deletion --document-rotation --no-document-rotation --fim-rate --spm-rate --eval-every --eval-tokens --save-every --tensorboard --no-tensorboard --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --from --objective --seed --config -h --help" ;;
         "generate") words="--temperature --top-k --top-p --min-p --repetition-penalty --max-tokens --n --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -p --prompt --format --field --output-field --stop --special --no-special --seed --batch-size --config -h --help" ;;
         "eval-ppl") words="--device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --window --stride --bos --no-bos --split --field --format --documents --errors --limit --batch-tokens --fail-over --config -h --help" ;;
-        "memcalc") words="--preset --family --kind --layers --encoder-layers --width --heads --kv-heads --head-dim --ff --context --window --position --attention --head --mode --batch --sequence --dtype --precision --gradients-fp32 --no-gradients-fp32 --optimizer --device --packed --no-packed --recompute --no-recompute --fused-attention --no-fused-attention --loss-chunk --lora-rank --lora-targets --quantize --zero --data-parallel --tensor-parallel --sequence-parallel --no-sequence-parallel --pipeline-parallel --implementation --json --no-json -q --quiet --no-quiet --color --no-color --vocab-size --rule --fit --solve --tokens --flops --config -h --help" ;;
+        "memcalc") words="--preset --family --kind --layers --encoder-layers --width --heads --kv-heads --head-dim --ff --context --window --position --attention --head --mode --batch --sequence --source --scored --dtype --precision --gradients-fp32 --no-gradients-fp32 --optimizer --device --packed --no-packed --recompute --no-recompute --fused-attention --no-fused-attention --loss-chunk --lora-rank --lora-targets --quantize --zero --data-parallel --tensor-parallel --sequence-parallel --no-sequence-parallel --pipeline-parallel --implementation --json --no-json -q --quiet --no-quiet --color --no-color --vocab-size --rule --fit --solve --tokens --flops --config -h --help" ;;
         "inspect") words="--json --no-json -q --quiet --no-quiet --color --no-color --diff --config -h --help" ;;
+        "attention") words="--device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -p --prompt --target --layer --head --stack --cross --no-cross -o --out --force --no-force --width --config -h --help" ;;
         "verify") words="--json --no-json -q --quiet --no-quiet --color --no-color --values --no-values --config -h --help" ;;
         "plot") words="--json --no-json -q --quiet --no-quiet --color --no-color -o --out --force --no-force --x --y --log --no-log --smooth --width --height --config -h --help" ;;
         "completion") words="--config -h --help" ;;
@@ -123,7 +128,7 @@ _llmctl() {
         return
     fi
     case "$command" in
-        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain generate eval-ppl memcalc inspect verify plot completion" ;;
+        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain generate eval-ppl memcalc inspect attention verify plot completion" ;;
         "corpus") _llmctl_words "docs source summaries" ;;
         "train-tokenizer") _llmctl_files -f ;;
         "tokenize") _llmctl_files -f ;;
@@ -133,6 +138,7 @@ _llmctl() {
         "eval-ppl") _llmctl_files -f ;;
         "memcalc") _llmctl_files -f ;;
         "inspect") _llmctl_files -f ;;
+        "attention") _llmctl_files -f ;;
         "verify") _llmctl_files -f ;;
         "plot") _llmctl_files -f ;;
         "completion") _llmctl_words "bash zsh fish" ;;

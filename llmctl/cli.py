@@ -14,6 +14,7 @@ import typer
 from typer.main import get_command
 
 from llmctl import __version__
+from llmctl.commands.attention import attention
 from llmctl.commands.completion import completion
 from llmctl.commands.corpus import corpus
 from llmctl.commands.detokenize import detokenize
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval-ppl": eval_ppl,
     "memcalc": memcalc,
     "inspect": inspect,
+    "attention": attention,
     "verify": verify,
     "plot": plot,
     "completion": completion,

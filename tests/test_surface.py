@@ -25,6 +25,7 @@ MISSING = {
     "eval-ppl": ["missing", "missing.txt"],
     "memcalc": ["missing"],
     "inspect": ["missing"],
+    "attention": ["missing", "-p", "a"],
     "verify": ["missing"],
     "plot": ["missing.jsonl"],
 }

@@ -1,4 +1,4 @@
-"""watch: what attention computes in a model, step by step, recorded while it runs; `pooled` fits it to a page."""
+"""watch: what attention computes in a model, step by step, recorded while it runs; `pooled` draws it together."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -118,8 +118,8 @@ def _of_heads(q: Tensor, k: Tensor, v: Tensor, mask: Mask, heads: list[int]) -> 
     return q[:, heads], k[:, own], v[:, own], mask._replace(seen=some(mask.seen), bias=some(mask.bias))
 
 
-def pooled(weights: Tensor, rows: int, columns: int) -> Tensor:
-    """A map of at most `rows` x `columns` cells: neighbouring queries averaged, the weights of neighbouring keys added.
+def pooled(weights: Tensor, queries: int, keys: int) -> Tensor:
+    """A map whose cells hold so many queries and keys each: the queries' mean of the keys' sums.
 
     Rows go on to sum to what they did.
 
@@ -127,14 +127,7 @@ def pooled(weights: Tensor, rows: int, columns: int) -> Tensor:
         weights: (..., T, S).
 
     Returns:
-        (..., T', S'): T' = ceil(T / n) for the least n that fits, S' alike.
+        (..., ceil(T / queries), ceil(S / keys)).
     """
-    across = bucket(weights.shape[-1], columns)
-    weights = torch.stack([part.sum(-1) for part in weights.split(across, dim=-1)], dim=-1)
-    down = bucket(weights.shape[-2], rows)
-    return torch.stack([part.mean(-2) for part in weights.split(down, dim=-2)], dim=-2)
-
-
-def bucket(tokens: int, room: int) -> int:
-    """How many neighbouring tokens share a cell, so that all fit into `room` cells."""
-    return max(1, -(-tokens // max(1, room)))
+    weights = torch.stack([part.sum(-1) for part in weights.split(keys, dim=-1)], dim=-1)
+    return torch.stack([part.mean(-2) for part in weights.split(queries, dim=-2)], dim=-2)

@@ -137,6 +137,7 @@ def test_what_is_not_there_cannot_be_watched(wanted, told):
 
 def test_pooling_by_hand():
     weights = torch.tensor([[1.0, 0, 0, 0, 0], [0.5, 0.5, 0, 0, 0], [0.25, 0.25, 0.5, 0, 0]])
-    assert pooled(weights, 3, 5).equal(weights)
-    assert pooled(weights, 2, 2).tolist() == [[1, 0], [1, 0]]  # cells of 2 queries and 3 keys
-    assert pooled(weights, 3, 3).tolist() == [[1, 0, 0], [1, 0, 0], [0.5, 0.5, 0]]
+    assert pooled(weights, 1, 1).equal(weights)
+    assert pooled(weights, 2, 3).tolist() == [[1, 0], [1, 0]]
+    assert pooled(weights, 1, 2).tolist() == [[1, 0, 0], [1, 0, 0], [0.5, 0.5, 0]]
+    assert pooled(weights, 2, 1).tolist() == [[0.75, 0.25, 0, 0, 0], [0.25, 0.25, 0.5, 0, 0]]
