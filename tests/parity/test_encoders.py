@@ -8,13 +8,19 @@ import torch
 from torch import Tensor
 
 pytest.importorskip("transformers")
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from llmctl.core.checkpoint.directory import Checkpoint, save_checkpoint
+from llmctl.core.model.cache import KVCache
+from llmctl.core.model.init import initialise
 from llmctl.core.model.memory import EncoderInput
+from llmctl.core.model.position import relative_buckets
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import UserError
+from llmctl.spec.presets import shape
 from tests.parity.oracle_encoders import CASES, PAD, rows, saved
 
 FP32 = {"atol": 1e-5, "rtol": 1e-5}  # the acceptance of issue 3
@@ -201,7 +207,8 @@ def test_flan_as_released_has_a_head_of_its_own_and_as_transformers_5_writes_it_
 def test_t5_with_every_copy_of_its_table_opens_and_one_that_differs_is_refused(tmp_path):
     theirs = saved("t5", tmp_path)
     names = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
-    rewrite(tmp_path, lambda found: found | {name: found["shared.weight"].clone() for name in names})
+    unused = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.randn(8, 4)}
+    rewrite(tmp_path, lambda found: found | unused | {name: found["shared.weight"].clone() for name in names})
     assert Checkpoint.open(tmp_path).config.tie
     assert "logits" in agree(tmp_path, theirs, "t5")
     rewrite(tmp_path, lambda found: found | {names[0]: torch.randn(99, 32)})
@@ -242,3 +249,56 @@ def test_padding_of_the_source_and_of_the_target_changes_nothing_for_the_rest(na
     whole = model(target, encoder=EncoderInput(ids, segments=mask), segments=seen)
     alone = model(target[:1, :9], encoder=EncoderInput(ids[:1, mask[0].bool()]))
     torch.testing.assert_close(whole[:1, :9], alone, **FP32)
+
+
+@pytest.mark.parametrize("name", ["t5", "t5-1.1", "bart"])
+def test_a_decoder_that_runs_token_by_token_on_one_memory_gives_what_the_whole_row_gives(name, tmp_path):
+    theirs = saved(name, tmp_path)
+    opened = Checkpoint.open(tmp_path)
+    model, cache = opened.model(), KVCache.allocate(opened.config, 2, 64)
+    ids, mask, target = batch(name, True)
+    memory = model.encode(ids, segments=mask)
+    parts = [model.head(model(part, cache=cache, memory=memory)) for part in target.split([5, 1, 1, 6], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), answers_there(theirs, ids, mask, target)["logits"], **FP32)
+
+
+@pytest.mark.parametrize("name", ["bert-mlm", "t5", "bart"])
+def test_in_bf16_both_are_as_far_from_the_truth(name, tmp_path):
+    ids, mask, target = batch(name, False)
+    truth = answers_there(saved(name, tmp_path), ids, mask, target)["logits"]
+    theirs = CASES[name].kind.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    ours = Checkpoint.open(tmp_path).model(dtype=torch.bfloat16)
+
+    def distance(answers: dict[str, Tensor]) -> float:
+        return float((answers["logits"].float() - truth).norm() / truth.norm())
+
+    # Two roundings of the same sums: errors of the same size (0.5 to 1.5 % here), not the same errors.
+    here, there = (
+        distance(f(model, ids, mask, target)) for f, model in ((answers_here, ours), (answers_there, theirs))
+    )
+    assert here < 1.3 * there < 0.05
+
+
+@pytest.mark.parametrize("family", ["bert", "t5", "bart"])
+def test_a_fresh_model_of_ours_opens_in_transformers(family, tmp_path):
+    changes = {"layers": 2, "width": 32, "heads": 4, "context": 64, "pad": PAD, "eos": (2,), "dropout": 0.0}
+    start = {} if family == "bert" else {"decoder_start": 2}
+    config = shape("1m", 99, family, {**changes, **start})
+    ours = initialise(Transformer(config), seed=0).eval()
+    save_checkpoint(tmp_path, ours, config)
+    name = json.loads((tmp_path / "config.json").read_text())["architectures"][0]
+    theirs, report = getattr(transformers, name).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    ids, mask, target = batch(family, True)
+    assert "logits" in compare(
+        answers_here(ours, ids, mask, target), answers_there(theirs.eval(), ids, mask, target), mask
+    )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("buckets", "distance"), [(32, 128), (8, 20), (4, 3), (33, 50)])
+def test_every_distance_falls_into_the_bucket_that_transformers_puts_it_in(buckets, distance, causal):
+    config = shape("1m", 99, "t5", {"relative_buckets": buckets, "relative_distance": distance})
+    slots = torch.arange(300)
+    expected = T5Attention._relative_position_bucket(slots - slots[250:, None], not causal, buckets, distance)
+    assert torch.equal(relative_buckets(50, 300, config, causal, torch.device("cpu")), expected)
