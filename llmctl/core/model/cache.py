@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmctl.core.model.linear import Features, Sums, chunked, recurrent
+from llmctl.core.model.linear import Features, Sums, chunked, step
 from llmctl.spec.model import ModelConfig
 
 
@@ -160,7 +160,9 @@ class LinearState:
     def read(self, layer: int, f: Features, v: Tensor) -> Tensor:
         """One layer's outputs (B, H, T, D) of T new tokens, which are added to its sums."""
         start = Sums(self.values[layer], self.keys[layer])
-        out, last = recurrent(f, v, start=start) if v.shape[2] == 1 else chunked(f, v, start=start)
+        if v.shape[2] == 1:
+            return step(f, v, start)
+        out, last = chunked(f, v, start=start)
         self.values[layer], self.keys[layer] = last
         return out
 

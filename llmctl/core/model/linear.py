@@ -166,6 +166,14 @@ def recurrent(f: Features, v: Tensor, segments: Tensor | None = None, start: Sum
     return torch.stack(outputs, dim=2).to(f.q.dtype), Sums(values, keys)
 
 
+def step(f: Features, v: Tensor, sums: Sums) -> Tensor:
+    """`recurrent` for one token: (B, H, 1, D), from sums that it is added to in place."""
+    values, keys = sums
+    values.addcmul_(f.turned_k.transpose(-1, -2).float(), v.float())
+    keys.add_(f.k[:, :, 0])
+    return _read(f, 0, values, keys).unsqueeze(2).to(f.q.dtype)
+
+
 def _read(f: Features, i: int, values: Tensor, keys: Tensor) -> Tensor:
     """What token i makes of the sums: (B, H, D) float32."""
     q, turned_q = (x[:, :, i].unflatten(1, (-1, f.group)).float() for x in (f.q, f.turned_q))  # (B, Hkv, H / Hkv, D)
