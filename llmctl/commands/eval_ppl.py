@@ -11,6 +11,7 @@ from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, expand, model_path
 from llmctl.spec.data import Errors, Format, Reading
 from llmctl.spec.model import ModelConfig
+from llmctl.spec.tasks import suited
 
 WIDEST = 4096  # tokens of the default window, where the context is longer
 
@@ -50,6 +51,7 @@ def eval_ppl(
     from llmctl.spec.families import read_config
 
     config = read_config(path)
+    suited("eval-ppl", config, path)
     window = min(config.context, WIDEST) if window is None else window
     stride = max(1, window // 2) if stride is None else stride
     _check(config, window, stride, batch_tokens)

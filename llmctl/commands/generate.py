@@ -10,7 +10,9 @@ import typer
 
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, expand, model_path
+from llmctl.spec.model import ModelConfig
 from llmctl.spec.sample import Format, Sampling
+from llmctl.spec.tasks import suited
 
 if TYPE_CHECKING:
     from llmctl.console import Console
@@ -42,7 +44,7 @@ def generate(
     seed: Annotated[int, "Of the random choices; each completion has a stream of its own."] = 0,
     batch_size: Annotated[int, "Completions made at a time; in fp32 the results do not depend on it."] = 16,
 ) -> None:
-    """Continue prompts with a model.
+    """Continue prompts with a model, or answer them with an encoder-decoder.
 
     Of one plain prompt, stdout is exactly the completion, and a terminal sees it grow. Of several, or with --n, each
     completion ends with a newline; --json tells them apart, a record each. JSON records come back in their order with
@@ -63,19 +65,24 @@ def generate(
     if file not in (None, "-") and not Path(file).exists():
         raise UserError(f"{file} does not exist.", "Check the path; a prompt itself is given with -p.")
     path = model_path(model)
+    from llmctl.spec.families import read_config, read_config_json
+
+    config = read_config(path)
+    suited("generate", config, path)
 
     from llmctl.console import Console
     from llmctl.core.checkpoint.directory import Checkpoint
     from llmctl.core.data.requests import Request, read_requests
     from llmctl.core.decode.answer import answers
     from llmctl.core.decode.prompt import prompt_ids, special_stops, stop_ids
+    from llmctl.core.decode.rules import Rules
     from llmctl.core.device import DTYPES, pick
 
     console = Console(shown)
     checkpoint = Checkpoint.open(path)
-    tokenizer, context = checkpoint.tokenizer(), checkpoint.config.context
+    tokenizer, rules = checkpoint.tokenizer(), Rules.of(checkpoint.generation or read_config_json(path), config)
     for text in prompt:
-        prompt_ids(tokenizer, text, checkpoint.config, special)  # what is wrong is said before the weights are read
+        prompt_ids(tokenizer, text, config, special)  # what is wrong is said before the weights are read
     typed = (Request(number, text) for number, text in enumerate(prompt))
     count = failed = past = 0
     with closing(read_requests(file, format, (field,) if field else FIELDS) if file is not None else typed) as requests:
@@ -84,23 +91,31 @@ def generate(
             raise UserError(f"{'stdin' if file == '-' else file} holds no prompt.", "One a line is wanted.")
         place = pick(compute.device, compute.dtype, compute.threads)
         loaded = checkpoint.model(place.device, DTYPES.get(compute.dtype))
-        eos = stop_ids(tokenizer, checkpoint.config, checkpoint.generation) | special_stops(tokenizer, stop)
+        eos = stop_ids(tokenizer, config, checkpoint.generation) | special_stops(tokenizer, stop)
         writer = Records(console, output_field) if shown.json or first.record is not None else Texts(console)
         hear = writer.hear if isinstance(writer, Texts) and len(prompt) == sampling.n == 1 else None
         every = chain([first], requests)
+        how = {"special": special, "rows": batch_size, "hear": hear, "rules": rules}
         with writer, _progress(console, file) as progress:
             progress.update(0)
-            for answer in answers(loaded, tokenizer, every, sampling, seed, eos, stop, special, batch_size, hear):
+            for answer in answers(loaded, tokenizer, every, sampling, seed, eos, stop, **how):
                 writer.answer(answer)
                 count += 1
                 failed += bool(answer.error)
-                past += any(answer.prompt_tokens + one.tokens > context + 1 for one in answer.completions)
+                past += _past(answer, config)
                 progress.update(count)
     if past:
-        console.warn(f"{past} of {count} texts are longer than the model's context of {context} tokens.")
+        console.warn(f"{past} of {count} texts are longer than the model's context of {config.context} tokens.")
     if failed:
         console.warn(f"{failed} of {count} prompts were not answered.")
         raise typer.Exit(Exit.RECORDS)
+
+
+def _past(answer: "Answer", config: ModelConfig) -> bool:
+    """Whether a text went on beyond what the model was made for; the last token is not read."""
+    if config.kind == "encoder-decoder":  # prompt and completion have a context each
+        return max([answer.prompt_tokens, *(one.tokens for one in answer.completions)]) > config.context
+    return any(answer.prompt_tokens + one.tokens > config.context + 1 for one in answer.completions)
 
 
 class Texts:

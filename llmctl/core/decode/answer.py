@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from llmctl.core.data.requests import Request
 from llmctl.core.decode.generate import Completion, complete
 from llmctl.core.decode.prompt import prompt_ids
+from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.sample import stream_key
 from llmctl.core.model.transformer import Transformer
 from llmctl.core.text.tokenizer import Tokenizer
@@ -47,12 +48,13 @@ def answers(
     special: bool = False,
     rows: int = 16,
     hear: Callable[[str], None] | None = None,
+    rules: Rules | None = None,
 ) -> Iterator[Answer]:
     """Answer requests in their order, `rows` completions at a time; reads no further ahead than that.
 
     Args:
         seed: of all random streams; each is keyed by this, the request's number and the sample's.
-        eos, stops, special: as for `complete`.
+        eos, stops, special, rules: as for `complete`.
         rows: completions in a batch.
         hear: told each text when it becomes final, for a single completion that someone is waiting for.
 
@@ -68,7 +70,7 @@ def answers(
         prompts = [ids for _, _, ids in now]
         keys = [stream_key(seed, answer.request.number, sample) for answer, sample, _ in now]
         done: dict[int, Completion] = {}
-        for piece in complete(model, tokenizer, prompts, sampling, keys, eos, stops, special):
+        for piece in complete(model, tokenizer, prompts, sampling, keys, eos, stops, special, rules):
             if hear is not None:
                 hear(piece.text)
             if piece.completion:

@@ -7,9 +7,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.sample import choose, penalise
 from llmctl.core.decode.text import TextStream
 from llmctl.core.model.cache import cache_for
+from llmctl.core.model.memory import Memory
 from llmctl.core.model.transformer import Transformer
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import UserError
@@ -59,20 +61,24 @@ def complete(
     eos: frozenset[int],
     stops: Sequence[str] = (),
     special: bool = False,
+    rules: Rules | None = None,
 ) -> Iterator[Piece]:
     """Complete a batch of prompts, giving out each row's text as it becomes final.
 
     Args:
-        prompts: ids of each row, none empty, none longer than the context.
+        prompts: ids of each row, none empty, none longer than the context; of an encoder-decoder, what its encoder
+            reads.
         keys: `stream_key` of each row.
         eos: ids that end a completion.
         stops: strings that end a completion.
         special: show special tokens.
+        rules: of the checkpoint; an encoder-decoder needs their `start`.
 
     Raises:
         UserError: the model's scores are not numbers.
     """
-    streams = [TextStream(tokenizer, prompt, stops, special) for prompt in prompts]
+    rules = rules or Rules()
+    streams = [TextStream(tokenizer, rules.start or prompt, stops, special) for prompt in prompts]
     counts = [0] * len(prompts)
     fresh = [""] * len(prompts)
 
@@ -80,7 +86,7 @@ def complete(
         fresh[row] = streams[row].push(token)
         return streams[row].stopped
 
-    for token in generate(model, prompts, sampling, keys, eos, tokenizer.size, stopped):
+    for token in generate(model, prompts, sampling, keys, eos, tokenizer.size, stopped, rules):
         row, stream = token.row, streams[token.row]
         counts[row] += token.id is not None
         text, fresh[row] = fresh[row], ""
@@ -100,32 +106,38 @@ def generate(
     eos: frozenset[int] = frozenset(),
     known: int | None = None,
     stopped: Callable[[int, int], bool] | None = None,
+    rules: Rules | None = None,
 ) -> Iterator[Token]:
     """Decode a batch step by step; rows that have ended leave it.
 
-    Prompts of unequal length are padded on the left, so that every row's next token comes at the same place.
+    Prompts of unequal length are padded on the left, so that every row's next token comes at the same place. For
+    an encoder they are padded on the right, and the decoder begins with `rules.start`.
 
     Args:
-        prompts: ids of each row, none empty.
+        prompts: ids of each row, none empty; of an encoder-decoder, what its encoder reads, which it does once.
         keys: `stream_key` of each row.
         eos: ids that end a row.
         known: only ids below this are chosen; a model's embedding may have more rows than its tokenizer has tokens.
         stopped: told (row, id) of each new token that is not in `eos`; True ends the row.
+        rules: of the checkpoint; an encoder-decoder needs their `start`.
 
     Raises:
         UserError: the model's scores are not numbers.
     """
-    limits = [room(model, len(prompt), sampling.max_tokens) for prompt in prompts]
+    rules = rules or Rules()
+    limits = [room(model, len(rules.start or prompt), sampling.max_tokens) for prompt in prompts]
     yield from (Token(row, None, "length") for row, limit in enumerate(limits) if limit == 0)
     rows = [row for row, limit in enumerate(limits) if limit > 0]
     if not rows:
         return
-    state = _State(model, [prompts[row] for row in rows], sampling, [keys[row] for row in rows], known)
+    written = [list(rules.start or prompts[row]) for row in rows]
+    state = _State(model, [prompts[row] for row in rows], sampling, [keys[row] for row in rows], known, rules.start)
     state.prefill(max(limits))
     step = 0
     while rows:
+        scores = rules.applied(state.scores(), step, [limits[row] for row in rows], written, eos)
+        ids = state.draw(scores)
         step += 1
-        ids = state.draw()
         live = []
         for place, (row, token) in enumerate(zip(rows, ids, strict=True)):
             finish: Finish | None = None
@@ -135,9 +147,10 @@ def generate(
                 finish = "length"
             if finish is None:
                 live.append(place)
+                written[place].append(token)
             yield Token(row, token, finish)
         if len(live) < len(rows):
-            rows = [rows[place] for place in live]
+            rows, written = [rows[place] for place in live], [written[place] for place in live]
             state.keep(live)
         if rows:
             state.advance()
@@ -158,9 +171,15 @@ class _State:
     """The rows being decoded: their cache, their last logits, and what the choice of a token needs."""
 
     def __init__(
-        self, model: Transformer, prompts: list[Sequence[int]], sampling: Sampling, keys: list[int], known: int | None
+        self,
+        model: Transformer,
+        prompts: list[Sequence[int]],
+        sampling: Sampling,
+        keys: list[int],
+        known: int | None,
+        start: tuple[int, ...],
     ):
-        self.model, self.sampling = model, sampling
+        self.model, self.sampling, self.start = model, sampling, start
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self.prompts = list(dict.fromkeys(tuple(prompt) for prompt in prompts))  # each read once, however many samples
@@ -171,19 +190,25 @@ class _State:
         if known is not None and known < model.config.vocab:
             self.unknown = torch.arange(model.config.vocab, device=self.device) >= known
         self.seen: Tensor | None = None
+        self.memory: Memory | None = None
 
     @torch.inference_mode()
     def prefill(self, room: int) -> None:
         """Read the prompts, and leave the logits after each one's last token."""
         model, prompts, device = self.model, self.prompts, self.device
+        if model.config.kind == "encoder-decoder":
+            self.memory = self._encoded()
+            prompts = [self.start] * len(prompts)
         longest = max(len(prompt) for prompt in prompts)
         tokens = torch.tensor([(0,) * (longest - len(p)) + p for p in prompts], device=device)  # (B, T)
         pads = torch.tensor([longest - len(p) for p in prompts], device=device)  # (B,)
         places = torch.arange(longest, device=device) - pads[:, None]  # (B, T), negative in the padding
         segments = (places >= 0).long() if any(len(p) < longest for p in prompts) else None
+        prefix = places >= 0 if model.config.prefix_lm else None
         self.most = longest + room
         self.cache = cache_for(model.config, len(prompts), min(self.most, longest + SPARE), device, self.dtype)
-        hidden = model(tokens, positions=places.clamp(min=0), segments=segments, cache=self.cache)  # (B, T, D)
+        known = {"segments": segments, "cache": self.cache, "prefix": prefix, "memory": self.memory}
+        hidden = model(tokens, positions=places.clamp(min=0), **known)  # (B, T, D)
         self.logits = model.head(hidden[:, -1]).float()  # (B, V)
         self.next = longest - pads
         if self.sampling.repetition_penalty != 1:
@@ -194,20 +219,32 @@ class _State:
             self.cache = self.cache.select(index)
             self.logits, self.next = self.logits[index], self.next[index]
             self.seen = None if self.seen is None else self.seen[index]
+            self.memory = None if self.memory is None else self.memory.select(index)
+
+    def _encoded(self) -> Memory:
+        """What the encoder makes of the prompts."""
+        longest = max(len(prompt) for prompt in self.prompts)
+        tokens = torch.tensor([p + (0,) * (longest - len(p)) for p in self.prompts], device=self.device)  # (B, S)
+        lengths = torch.tensor([len(prompt) for prompt in self.prompts], device=self.device)
+        segments = (torch.arange(longest, device=self.device) < lengths[:, None]).long()
+        return self.model.encode(tokens, segments=None if bool(segments.all()) else segments)
 
     @torch.inference_mode()
-    def draw(self) -> list[int]:
+    def scores(self) -> Tensor:
+        """(B, V) float32 of each row's next token; that of ids without a token is -inf."""
+        logits = self.logits
+        if self.seen is not None:
+            logits = penalise(logits, self.seen, self.sampling.repetition_penalty)
+        return logits if self.unknown is None else logits.masked_fill(self.unknown, -torch.inf)
+
+    @torch.inference_mode()
+    def draw(self, scores: Tensor) -> list[int]:
         """Choose the next token of each row.
 
         Raises:
             UserError: the model's scores are not numbers.
         """
-        logits = self.logits
-        if self.seen is not None:
-            logits = penalise(logits, self.seen, self.sampling.repetition_penalty)
-        if self.unknown is not None:
-            logits = logits.masked_fill(self.unknown, -torch.inf)
-        self.tokens = choose(logits, self.sampling, self.keys, self.steps)
+        self.tokens = choose(scores, self.sampling, self.keys, self.steps)
         ids = self.tokens.tolist()
         if min(ids) < 0:
             raise UserError(
@@ -225,13 +262,15 @@ class _State:
             x[index] for x in (self.keys, self.steps, self.next, self.tokens)
         )
         self.seen = None if self.seen is None else self.seen[index]
+        self.memory = None if self.memory is None else self.memory.select(index)
 
     @torch.inference_mode()
     def advance(self) -> None:
         """Read the tokens just chosen, and leave the logits after them."""
         if self.cache.length == self.cache.capacity:  # few completions are as long as they may be
             self.cache = self.cache.grown(min(2 * self.cache.capacity, self.most))
-        hidden = self.model(self.tokens[:, None], positions=self.next[:, None], cache=self.cache)  # (B, 1, D)
+        known = {"positions": self.next[:, None], "cache": self.cache, "memory": self.memory}
+        hidden = self.model(self.tokens[:, None], **known)  # (B, 1, D)
         self.logits = self.model.head(hidden[:, 0]).float()  # (B, V)
         if self.seen is not None:
             self.seen.scatter_(1, self.tokens[:, None], True)

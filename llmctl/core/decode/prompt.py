@@ -10,14 +10,20 @@ from llmctl.spec.model import ModelConfig
 def prompt_ids(tokenizer: Tokenizer, text: str, config: ModelConfig, special: bool = False) -> list[int]:
     """The ids that the model reads: the text's, after the beginning-of-text token where the tokenizer puts one.
 
+    An encoder-decoder's encoder reads what its tokenizer makes of a text, with the tokens that end it too.
+
     Args:
-        special: parse special tokens typed in the text; a beginning-of-text token that is typed is not added again.
+        special: parse special tokens typed in the text; one that is typed where it belongs is not added again.
 
     Raises:
         UserError: the text is empty and there is no token to begin with, or it does not fit the model.
     """
-    ids = tokenizer.encode(text, special=special)
-    if tokenizer.begins and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
+    ids, source = tokenizer.encode(text, special=special), config.kind == "encoder-decoder"
+    if source:
+        before, after = (list(part) for part in tokenizer.frame)
+        ids = ids if ids[: len(before)] == before else [*before, *ids]
+        ids = ids if after == ids[len(ids) - len(after) :] else [*ids, *after]
+    elif tokenizer.begins and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
         ids = [tokenizer.bos, *ids]
     if not ids:
         start = start_id(tokenizer, config)
@@ -32,7 +38,7 @@ def prompt_ids(tokenizer: Tokenizer, text: str, config: ModelConfig, special: bo
             "The tokenizer files in this checkpoint belong to another model.",
             Exit.MISMATCH,
         )
-    if len(ids) > config.context:
+    if len(ids) > config.context and config.position != "relative":
         raise UserError(
             f"The prompt has {len(ids)} tokens; the model's context holds {config.context}.", "Shorten the prompt."
         )

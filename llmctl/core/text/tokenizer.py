@@ -154,6 +154,22 @@ class Tokenizer:
         return self.bos is not None and self.backend.encode("a").ids[:1] == [self.bos]
 
     @cached_property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What an encoder meets before and after a text: [CLS] and [SEP], <s> and </s>, nothing and </s>.
+
+        It is what the tokenizer's own post-processor puts there, or if that puts nothing, by the roles of its tokens.
+        """
+        whole = self.backend.encode("a")
+        marks = whole.special_tokens_mask
+        first = marks.index(0) if 0 in marks else len(marks) // 2  # there may be no token for "a"
+        last = first + marks.count(0)
+        if len(marks) > marks.count(0):
+            return tuple(whole.ids[:first]), tuple(whole.ids[last:])
+        opening = self.bos if self.cls is None else self.cls
+        closing = self.eos if self.sep is None else self.sep
+        return (() if opening is None else (opening,)), (() if closing is None else (closing,))
+
+    @cached_property
     def sha256(self) -> str:
         """A hash of what decides the ids of a text, the same however the file is spelled or formatted."""
         parts = orjson.loads(self.backend.to_str())

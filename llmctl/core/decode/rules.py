@@ -1,0 +1,143 @@
+"""Rules: what a checkpoint says of the tokens that it writes: what they begin with, which are forced, which banned."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmctl.errors import Exit, UserError
+from llmctl.spec.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Constraints of generation_config.json, by the meaning that transformers gives them.
+
+    Attributes:
+        start: ids that the decoder of an encoder-decoder begins with; () for a decoder, which has a prompt.
+        first: the first token that it writes, or None (forced_bos_token_id).
+        last: ids of which one is written where the limit of tokens is reached (forced_eos_token_id).
+        never: ids that are not written (suppress_tokens, bad_words_ids).
+        never_first: ids that are not written at first (begin_suppress_tokens).
+        never_after: runs of ids that are not completed (bad_words_ids of several tokens).
+        ngram: no run of so many tokens is written twice; 0: any may be (no_repeat_ngram_size).
+        least: tokens before an end of text may come (min_new_tokens, min_length).
+    """
+
+    start: tuple[int, ...] = ()
+    first: int | None = None
+    last: tuple[int, ...] = ()
+    never: tuple[int, ...] = ()
+    never_first: tuple[int, ...] = ()
+    never_after: tuple[tuple[int, ...], ...] = ()
+    ngram: int = 0
+    least: int = 0
+
+    @classmethod
+    def of(cls, said: dict, config: ModelConfig) -> "Rules":
+        """Those of a checkpoint.
+
+        Args:
+            said: generation_config.json; or config.json, where older checkpoints say the same.
+
+        Raises:
+            UserError: values that are no ids of the model, or a decoder that nothing begins.
+        """
+        both = config.kind == "encoder-decoder"
+        start = said.get("decoder_start_token_id")
+        start = next((one for one in (start, config.decoder_start, config.bos) if one is not None), None)
+        if both and start is None:
+            raise UserError(
+                "Nothing says what this model's decoder begins with.",
+                'Put "decoder_start_token_id" into its generation_config.json.',
+                Exit.MISMATCH,
+            )
+        banned = said.get("bad_words_ids") or []
+        if not isinstance(banned, list) or not all(isinstance(run, list) and run for run in banned):
+            raise _wrong("bad_words_ids", banned, "lists of token ids")
+        ends = {(one,) for one in _ids(said, "eos_token_id", config)}
+        runs = [_checked("bad_words_ids", run, config) for run in banned]
+        runs = [run for run in runs if run not in ends]
+        first = _ids(said, "forced_bos_token_id", config) if both else ()
+        least = max(_count(said, "min_new_tokens"), _count(said, "min_length") - 1 if both else 0)
+        return cls(
+            start=_checked("decoder_start_token_id", [start], config) if both else (),
+            first=first[0] if first else None,
+            last=_ids(said, "forced_eos_token_id", config),
+            never=(*_ids(said, "suppress_tokens", config), *(run[0] for run in runs if len(run) == 1)),
+            never_first=_ids(said, "begin_suppress_tokens", config),
+            never_after=tuple(run for run in runs if len(run) > 1),
+            ngram=_count(said, "no_repeat_ngram_size"),
+            least=least,
+        )
+
+    @property
+    def remembers(self) -> bool:
+        """Whether they look at the tokens that were written before."""
+        return bool(self.never_after or self.ngram)
+
+    @torch.inference_mode()
+    def applied(
+        self, logits: Tensor, step: int, limits: Sequence[int], written: Sequence[Sequence[int]], eos: frozenset[int]
+    ) -> Tensor:
+        """Scores with those of banned tokens at -inf.
+
+        Args:
+            logits: (B, V) float32.
+            step: how many tokens each row has written.
+            limits: how many each row may write.
+            written: ids of each row so far, its prompt or `start` first; looked at only if `remembers`.
+            eos: ids that end a text.
+
+        Returns:
+            (B, V) float32.
+        """
+        first = self.first if step == 0 else None
+        banned = {*self.never, *(self.never_first if step == (self.first is not None) else ())}
+        banned |= eos if step < self.least else set()
+        if banned:
+            logits = logits.index_fill(1, torch.tensor(sorted(banned), device=logits.device), -torch.inf)
+        if self.remembers:
+            logits = logits.clone()
+            for row, ids in enumerate(written):
+                logits[row, self._completing(ids)] = -torch.inf
+        for row, limit in enumerate(limits):
+            forced = self.last if self.last and step + 1 == limit else () if first is None else (first,)
+            if forced:
+                kept = torch.full_like(logits[row], -torch.inf)
+                kept[list(forced)] = 0.0
+                logits = logits.index_copy(0, torch.tensor([row], device=logits.device), kept[None])
+        return logits
+
+    def _completing(self, ids: Sequence[int]) -> list[int]:
+        """The ids that would complete a banned run, or a run that was written before."""
+        found = [run[-1] for run in self.never_after if tuple(ids[len(ids) - len(run) + 1 :]) == run[:-1]]
+        size = self.ngram - 1
+        if self.ngram and len(ids) > size:
+            tail = tuple(ids[len(ids) - size :])
+            found += [ids[at + size] for at in range(len(ids) - size) if tuple(ids[at : at + size]) == tail]
+        return found
+
+
+def _ids(said: dict, key: str, config: ModelConfig) -> tuple[int, ...]:
+    """A value that is an id, a list of ids, or absent."""
+    value = said.get(key)
+    return _checked(key, value if isinstance(value, list) else [] if value is None else [value], config)
+
+
+def _checked(key: str, ids: list, config: ModelConfig) -> tuple[int, ...]:
+    if any(type(one) is not int or not 0 <= one < config.vocab for one in ids):
+        raise _wrong(key, ids, f"token ids below {config.vocab}")
+    return tuple(ids)
+
+
+def _count(said: dict, key: str) -> int:
+    value = said.get(key) or 0
+    if type(value) is not int or value < 0:
+        raise _wrong(key, value, "a number of tokens")
+    return value
+
+
+def _wrong(key: str, value: object, wanted: str) -> UserError:
+    return UserError(f"generation_config.json: {key} is {value!r}; wanted {wanted}.", "Mend it.", Exit.MISMATCH)
