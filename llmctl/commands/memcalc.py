@@ -53,7 +53,9 @@ def memcalc(
         value, setting, memory = solve(config, setting, budget, solve_for)
     else:
         memory = classic(config) if rule == "classic" else estimate(config, setting)
-    setting = replace(setting, sequence=setting.sequence or config.context)
+    lengths = setting.lengths(config)
+    source = lengths["encoder"] if config.kind == "encoder-decoder" else None
+    setting = replace(setting, sequence=lengths[config.last_stack], source=source, scored=setting.share(config))
     report = _report(config, setting, memory) | {"model": name, "rule": rule} | _time(config, setting, tokens, flops)
     if budget is not None:
         report["fit"] = {"bytes": budget, "solve": solve_for, "value": value, "free": budget - memory.total}
@@ -106,31 +108,39 @@ def _config(model: Path | None, shape: Shape, vocab: int | None) -> tuple[ModelC
 
 
 def _report(config: ModelConfig, setting: Setting, memory: Memory) -> dict[str, Any]:
-    sequence = setting.sequence or config.context
+    row = {"sequence": setting.sequence or config.context, "source": setting.source, "scored": setting.scored}
     training = setting.mode == "training"
+    flops = {
+        "six_n": six_n(config),
+        "forward": forward_flops(config, **row),
+        "forward_causal": forward_flops(config, **row, causal=True),
+        "training": flops_per_token(config, **row),
+        "training_causal": flops_per_token(config, **row, causal=True),
+        "spent": spent_flops(config, setting),
+    }
     return {
         "parameters": parameters(config),
         "trainable_parameters": trainable_parameters(config, setting),
         "bytes": memory.bytes() | {"total": memory.total},
         "activation_bytes": dict(memory.parts),
-        "kv_cache_bytes_per_token": kv_cache(config, 1, ELEMENT[setting.dtype], setting.tensor_parallel),
-        "flops_per_token": flops_per_token(config, sequence) if training else forward_flops(config, sequence),
-        "flops": {
-            "six_n": six_n(config),
-            "forward": forward_flops(config, sequence),
-            "forward_causal": forward_flops(config, sequence, causal=True),
-            "training": flops_per_token(config, sequence),
-            "training_causal": flops_per_token(config, sequence, causal=True),
-            "spent": spent_flops(config, setting),
-        },
+        "kv_cache_bytes_per_token": _cached_token(config, setting),
+        "flops_per_token": flops["training" if training else "forward"],
+        "flops": flops,
         "chinchilla_tokens": chinchilla_tokens(config),
+        "kind": config.kind,
         "mode": setting.mode,
         "dtype": setting.dtype,
         "precision": setting.precision if training and setting.dtype != "fp32" else setting.dtype,
         "batch": setting.batch,
-        "sequence": sequence,
+        **row,
         "devices": setting.devices,
     }
+
+
+def _cached_token(config: ModelConfig, setting: Setting) -> int:
+    """Bytes by which one token more lengthens the cache, where no window ends: none in linear attention."""
+    sizes = [kv_cache(config, tokens, ELEMENT[setting.dtype], setting.tensor_parallel) for tokens in (0, 1)]
+    return sizes[1] - sizes[0]
 
 
 def _time(config: ModelConfig, setting: Setting, tokens: float | None, flops: float | None) -> dict[str, Any]:
@@ -168,6 +178,8 @@ def _title(config: ModelConfig, setting: Setting, report: dict[str, Any]) -> str
     short = f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
     devices = f", on each of {setting.devices} devices" if setting.devices > 1 else ""
     rows = f"{setting.batch} x {report['sequence']:,} tokens"
+    if setting.source:
+        rows = f"{setting.batch} x {setting.source:,} tokens to {report['sequence']:,}"
     how = f"{setting.mode}, {rows}, {report['precision']}"
     if report["precision"] not in ELEMENT:
         how = f"{setting.mode}, {rows}, {setting.dtype} {report['precision']}"
@@ -190,10 +202,25 @@ def _notes(setting: Setting, report: dict[str, Any]) -> dict[str, str]:
         "optimizer": setting.optimizer,
         "master_weights": "fp32",
         "activations": ("kept for the backward pass" if training else "of the layer at work"),
-        "logits": ("of all tokens" if setting.loss_chunk == 0 else "of a chunk") if training else "of the last tokens",
-        "kv_cache": f"{report['kv_cache_bytes_per_token']:,} bytes a token",
+        "logits": _of_logits(setting, report),
+        "kv_cache": _of_cache(setting, report),
         "total": f"shared out by ZeRO {setting.zero}" if setting.zero and setting.devices > 1 else "",
     }
+
+
+def _of_logits(setting: Setting, report: dict[str, Any]) -> str:
+    if setting.mode == "inference":
+        return "of a token of each row" if report["kind"] == "encoder" else "of the last tokens"
+    if setting.loss_chunk != 0:
+        return "of a chunk"
+    return "of all tokens" if setting.scored == 1 else f"of {setting.scored:.0%} of the tokens"
+
+
+def _of_cache(setting: Setting, report: dict[str, Any]) -> str:
+    each = report["kv_cache_bytes_per_token"]
+    if not each:
+        return "sums, for any number of tokens"
+    return f"{each:,} bytes a token" + (", of both rows" if setting.source else "")
 
 
 def _facts(setting: Setting, report: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""Activations: which tensors the forward pass keeps for the backward pass, and their bytes, component by component.
+"""Activations: the bytes that the forward pass keeps for the backward pass, and those at work, component by component.
 
 Formulas are a sum over named components of bytes a token, so that one that is wrong can be found by name. Symbols:
 h width, f ff, a heads, d head_dim, q = a d, kv = kv_heads d, s tokens of a row, e bytes of a number.
@@ -7,24 +7,27 @@ h width, f ff, a heads, d head_dim, q = a d, kv = kv_heads d, s tokens of a row,
 from math import ceil
 
 from llmctl.errors import Exit, UserError
+from llmctl.spec.kept import Rows, explicit, norm_bytes, of_layer, rows_of, stream_bytes
 from llmctl.spec.model import ModelConfig
-from llmctl.spec.setting import ELEMENT, TARGETS, Setting
-from llmctl.spec.sizes import linears
+from llmctl.spec.setting import ELEMENT, Setting
 
 SPLIT = ("queries", "keys and values", "attention output", "attention statistics", "attention weights", "mlp")
-EXPLICIT = 1024  # tokens of a row up to which llmctl, on a CPU, keeps the attention weights (core/model/explicit.py)
-QUERIES = 256  # of one block of theirs
 CHUNK = 32 << 20  # bytes of the fp32 logits that llmctl's loss holds at once (core/train/cross_entropy.py)
+GATHERED = 0.7  # share of scored tokens below which only those meet the head (core/train/objectives.py)
 
 
-def of_layers(config: ModelConfig, setting: Setting, sequence: int, layers: range) -> dict[str, float]:
-    """Bytes a token that these layers keep, by component, on one tensor parallel device.
+def of_layers(config: ModelConfig, setting: Setting, rows: Rows, layers: range) -> dict[str, float]:
+    """Bytes a token that these layers of a stack keep, by component, on one tensor parallel device.
 
     Recompute is not considered here. The components of `SPLIT` are shared out over tensor parallel devices, the rest
     (norms, residual stream, inputs of the matrices) is whole on each, unless sequence parallel.
+
+    Raises:
+        UserError: an implementation that has no such layers.
     """
     t, sums = setting.tensor_parallel, dict[str, float]()
-    one_of = {window: _LAYERS[setting.implementation](config, setting, sequence, window) for window in _windows(config)}
+    windows = {config.window_of(layer) for layer in layers}
+    one_of = {window: _LAYERS[setting.implementation](config, setting, rows, window) for window in windows}
     for layer in layers:
         for name, size in one_of[config.window_of(layer)].items():
             share = t if name in SPLIT or setting.sequence_parallel else 1
@@ -34,68 +37,75 @@ def of_layers(config: ModelConfig, setting: Setting, sequence: int, layers: rang
 
 def boundary(config: ModelConfig, setting: Setting) -> float:
     """Bytes a token of what lies between two layers: all that recompute keeps of a layer."""
-    size = config.width * _stream(setting)
+    size = config.width * stream_bytes(setting)
     return size / setting.tensor_parallel if setting.sequence_parallel else size
 
 
-def outside(config: ModelConfig, setting: Setting, sequence: int) -> dict[str, float]:
-    """Bytes a token that is kept before the first and after the last layer: "first" and "last"."""
-    h, e, s = config.width, ELEMENT[setting.dtype], _stream(setting)
+def outside(config: ModelConfig, setting: Setting, rows: Rows) -> dict[str, float]:
+    """Bytes a token that a stack keeps before its first and after its last layer: "first" and "last"."""
+    h, e, s = config.width, ELEMENT[setting.dtype], stream_bytes(setting)
     if setting.implementation == "megatron":  # Korthikanti et al., section 4.3: dropout mask; norm and head's input
         return {"first": h, "last": 4 * h}
     if setting.implementation == "hf":
         return {"first": 8, "last": _hf_norm(h, e)}
-    once = 1 if setting.packed else 1 / setting.batch  # positions are every row's own, or shared
-    first = 8 + {"learned": 8 * once, "rope": 2 * config.head_dim * e * once}.get(config.position, 0)
-    if config.position == "alibi" and not _explicit(config, setting, sequence):
-        first += config.heads * sequence * e * once  # distances and what is not seen, for all layers
-    first += _norm(config.norm, setting, s, h) if config.embed_norm else 0
-    return {"first": first + (s * h if config.dropout else 0), "last": _norm(config.norm, setting, s, h) + h * e}
+    first = 8 + 8 * config.next_sentence + _of_positions(config, setting, rows)
+    first += norm_bytes(config, setting, s) if config.embed_norm else 0
+    last = 0 if config.norm_place == "post" else norm_bytes(config, setting, s)
+    if rows.stack != config.last_stack:  # what the keys and values of every layer are made of
+        last += 0 if setting.autocast else h * e
+    elif config.lm_head:
+        last += _of_head(config, setting) * setting.share(config)
+    return {"first": first + (s * h if config.dropout else 0), "last": last}
 
 
 def head_gradient(config: ModelConfig, setting: Setting) -> int:
     """Bytes of the head's gradient, which llmctl's loss computes along with itself, in fp32."""
-    own = setting.implementation == "llmctl" and not setting.lora_rank
-    return 4 * ceil(config.vocab / setting.tensor_parallel) * config.width if own else 0
+    own = setting.implementation == "llmctl" and not setting.lora_rank and config.lm_head
+    return 4 * ceil(config.vocab / setting.tensor_parallel) * (config.width + config.head_bias) if own else 0
 
 
-def in_the_loss(config: ModelConfig, setting: Setting, tokens: int, sequence: int) -> int:
+def in_the_loss(config: ModelConfig, setting: Setting, rows: Rows) -> int:
     """Bytes besides logits that are at work while llmctl's loss is computed, and gone thereafter.
 
     The last layer's output before and after its norm, its 16-bit copy and the head's, a chunk's share of the head's
     gradient, the masks.
     """
-    if setting.implementation != "llmctl":
+    if setting.implementation != "llmctl" or not config.lm_head:
         return 0
-    e, head = ELEMENT[setting.dtype], ceil(config.vocab / setting.tensor_parallel) * config.width
-    size = tokens * (2 * config.width * _stream(setting) + _masks(config, setting, sequence))
+    e, vocab = ELEMENT[setting.dtype], ceil(config.vocab / setting.tensor_parallel)
+    tokens, scored = setting.batch * rows.tokens, _scored(config, setting)
+    size = 2 * tokens * config.width * stream_bytes(setting) + _masks(config, setting)
     if not setting.lora_rank:  # a chunk's share meets fewer logits: they are half done with
-        size += max(0, e * head - 4 * _scored(config, setting, tokens) * ceil(config.vocab / setting.tensor_parallel))
-    return ceil(size + (e * (head + tokens * config.width) if setting.autocast else 0))
+        size += max(0, e * vocab * config.width - 4 * min(scored, _chunk(config, setting)) * vocab)
+    return ceil(size + (e * config.width * (vocab + scored) if setting.autocast else 0))
 
 
-def in_the_backward_pass(config: ModelConfig, setting: Setting, tokens: int, sequence: int, layers: range) -> int:
+def in_the_backward_pass(config: ModelConfig, setting: Setting, rows: Rows, layers: range) -> int:
     """Bytes at work while the gradients of the last layer's MLP are computed, less what the loss had kept till then.
 
     With recompute, what the layer had kept is there again.
     """
-    again = of_layers(config, setting, sequence, layers[-1:]) if setting.recompute else {}
-    size = sum(again.values())
-    if setting.implementation == "llmctl":
-        e, s = ELEMENT[setting.dtype], _stream(setting)
-        gradients = (2 if config.gated else 1) * config.ff * e / setting.tensor_parallel + config.width * s
-        size += gradients + _masks(config, setting, sequence) - outside(config, setting, sequence)["last"]
-    return ceil(tokens * size)
+    size = sum(of_layers(config, setting, rows, layers[-1:]).values()) if setting.recompute else 0.0
+    if setting.implementation != "llmctl":
+        return ceil(setting.batch * rows.tokens * size)
+    e, s = ELEMENT[setting.dtype], stream_bytes(setting)
+    size += (2 if config.gated else 1) * config.ff * e / setting.tensor_parallel + config.width * s
+    size -= outside(config, setting, rows)["last"]
+    return ceil(setting.batch * rows.tokens * size + _masks(config, setting))
 
 
-def logits(config: ModelConfig, setting: Setting, tokens: int) -> int:
+def logits(config: ModelConfig, setting: Setting) -> int:
     """Bytes of the logits at the loss's peak: as the head gives them, in fp32 where that differs, and one more in fp32.
 
     That one is their log-softmax where they come in chunks, and their gradient where all come at once (which in fp32
-    is a third).
+    is a third). Capped logits are in fp32, and the slopes of the cap beside them.
     """
+    if not config.lm_head:
+        return 0
     e, vocab = ELEMENT[setting.dtype], ceil(config.vocab / setting.tensor_parallel)
-    return _scored(config, setting, tokens) * vocab * (8 if e == 4 and setting.loss_chunk != 0 else 8 + e)
+    each = 8 if e == 4 and setting.loss_chunk != 0 else 8 + e
+    rows = min(_scored(config, setting), _chunk(config, setting))
+    return rows * vocab * (max(12, each) if config.logit_softcap else each)
 
 
 def loss_rows(vocab: int) -> int:
@@ -103,8 +113,8 @@ def loss_rows(vocab: int) -> int:
     return max(64, 1 << max(1, CHUNK // (4 * vocab)).bit_length() - 1)
 
 
-def held_in_inference(config: ModelConfig, setting: Setting, sequence: int) -> float:
-    """Bytes a token that the forward pass of one layer holds at once: nothing is kept for later.
+def held_in_inference(config: ModelConfig, setting: Setting) -> int:
+    """Bytes that the forward pass of one layer holds at once: nothing is kept for later but what an encoder made.
 
     The largest of three moments, the multiples as measured: attention (the layer's input and its norm, q, k and v and
     their copies while they are rotated), the MLP's product (the layer's input, the stream, its norm, its sum), and,
@@ -112,91 +122,77 @@ def held_in_inference(config: ModelConfig, setting: Setting, sequence: int) -> f
     """
     e, h, t = ELEMENT[setting.dtype], config.width, setting.tensor_parallel
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    attention = 4 * (q + kv) if config.position == "rope" else 2 * q + 2 * kv
-    attention += 0 if setting.fused_attention else 2 * config.heads * sequence
     mlp = (3 if config.gated else 2) * config.ff
     norm = 9 * h if config.norm == "rms" and setting.device == "cpu" and e == 2 else 0
-    return e * max(2 * h + attention / t, 4 * h + mlp / t, norm)
+    most, made = 0.0, 0
+    for rows in rows_of(config, setting):
+        attention = 4 * (q + kv) if config.position == "rope" else 2 * q + 2 * kv
+        if config.attention_softcap:  # scores, capped scores and weights of all heads in fp32, as q, k and v
+            attention += (12 * config.heads * rows.tokens + 12 * q) / e
+        elif not setting.fused_attention:
+            attention += 2 * config.heads * max(rows.tokens, rows.source)
+        each = e * max(2 * h + attention / t, 4 * h + mlp / t, norm)
+        most = max(most, setting.batch * rows.tokens * each + made)
+        made = setting.batch * rows.tokens * h * e
+    return ceil(most)
 
 
-def _llmctl(config: ModelConfig, setting: Setting, sequence: int, window: int | None) -> dict[str, float]:
-    """llmctl's own layers, as measured on a CPU; on a GPU, not measured, norms and attention as its fused kernels keep.
-
-    Under autocast each matrix has a 16-bit copy of its input of its own. With LoRA a frozen matrix keeps no input.
-    """
-    e, s, a = ELEMENT[setting.dtype], _stream(setting), config.heads
-    h, f, q, kv = config.width, config.ff, a * config.head_dim, config.kv_heads * config.head_dim
-    need = [not setting.lora_rank or name in setting.lora_targets for name in TARGETS]
-    entering = [need[:3], need[4:6] if config.gated else need[5:6]]  # q k v; gate up
-    copies = sum(len(group) if setting.autocast else any(group) for group in entering)
-    explicit, dropout = _explicit(config, setting, sequence), config.dropout > 0
-    wide = dropout and setting.device == "cpu"  # torch then falls back to plain operations in fp32
-    weights = a * (e * _kept_keys(sequence) if explicit else 12 * sequence if wide else 0)
-    masked = not explicit and (setting.packed or (window or sequence) < sequence) and config.position != "alibi"
-    return {
-        "norms": 2 * _norm(config.norm, setting, s, h),
-        "norms of q and k": _norm("rms", setting, e, q, a) + _norm("rms", setting, e, kv, config.kv_heads)
-        if config.qk_norm
-        else 0,
-        "inputs of the matrices": h * e * copies,
-        "queries": q * (4 if wide else e),
-        "keys and values": 2 * (4 * q if wide else e * q if explicit else e * kv),
-        "attention output": q * e if need[3] or not explicit else 0,
-        "attention statistics": 0 if explicit or wide else 4 * a,
-        "attention weights": weights,
-        "attention masks": e * sequence / (1 if setting.packed else setting.batch) if masked and not wide else 0,
-        "mlp": f * e * ((3 if config.gated else 1) + need[6]),
-        "dropout masks": 2 * h * (e if setting.device == "cpu" else 1) if dropout else 0,
-        "adapters": e * setting.lora_rank * sum(name in linears(config) for name in setting.lora_targets),
-    }
-
-
-def _explicit(config: ModelConfig, setting: Setting, sequence: int) -> bool:
-    """Whether the attention weights are kept."""
-    short = setting.device == "cpu" and sequence <= EXPLICIT
-    return not setting.fused_attention or (short and not config.dropout)
-
-
-def _kept_keys(sequence: int) -> float:
-    """Attention weights kept for a token, on average: a block of queries leaves the keys after it out."""
-    ends = [min(sequence, start + QUERIES) for start in range(0, sequence, QUERIES)]
-    return (
-        sum(min(QUERIES, end - start) * end for start, end in zip(range(0, sequence, QUERIES), ends, strict=True))
-        / sequence
-    )
-
-
-def _scored(config: ModelConfig, setting: Setting, tokens: int) -> int:
-    """Tokens whose logits exist at once."""
-    rows = loss_rows(config.vocab) if setting.loss_chunk is None else setting.loss_chunk or tokens
-    return min(rows, tokens)
-
-
-def _masks(config: ModelConfig, setting: Setting, sequence: int) -> float:
-    """Bytes a token of the masks that all layers share, one for each window."""
+def _of_positions(config: ModelConfig, setting: Setting, rows: Rows) -> float:
+    """Bytes a token of what tells positions: of every row's own, or shared by all rows."""
+    e, dim = ELEMENT[setting.dtype], config.rotary_dim or config.head_dim
     once = 1 if setting.packed else 1 / setting.batch
-    if config.position == "alibi":
-        return ELEMENT[setting.dtype] * config.heads * sequence * once if _explicit(config, setting, sequence) else 0
-    masks = sum(setting.packed or (window or sequence) < sequence for window in _windows(config))
-    return masks * sequence * once
+    if config.position == "relative":  # numbers of buckets, which depend on distances alone
+        return 8 * rows.tokens / setting.batch
+    if config.position == "rope":
+        turns = {config.rotation_of(layer) for layer in range(config.stacks[rows.stack])} - {None}
+        return 2 * dim * e * len(turns) * once
+    if config.position == "alibi" and not explicit(config, setting, rows.tokens):
+        return config.heads * rows.tokens * e * once  # distances and what is not seen, for all layers
+    return 8 * once if config.position == "learned" else 0
 
 
-def _windows(config: ModelConfig) -> set[int | None]:
-    return {config.window_of(layer) for layer in range(config.layers)}
+def _of_head(config: ModelConfig, setting: Setting) -> float:
+    """Bytes that a scored token keeps: the loss's gradient, its place if others are left out, and the transform's."""
+    h, e = config.width, ELEMENT[setting.dtype]
+    place = 8 if setting.share(config) < GATHERED else 0
+    transform = 2 * h * e + norm_bytes(config, setting, e, kind="layer") if config.head_transform else 0
+    return h * e + place + transform
 
 
-def _hf(config: ModelConfig, setting: Setting, sequence: int, window: int | None) -> dict[str, float]:
+def _scored(config: ModelConfig, setting: Setting) -> int:
+    """Tokens that meet the head."""
+    tokens, share = setting.batch * setting.lengths(config)[config.last_stack], setting.share(config)
+    return ceil(tokens * share) if share < GATHERED else tokens
+
+
+def _chunk(config: ModelConfig, setting: Setting) -> int:
+    """Tokens whose logits exist at once, if there are so many."""
+    return loss_rows(config.vocab) if setting.loss_chunk is None else setting.loss_chunk or _scored(config, setting)
+
+
+def _masks(config: ModelConfig, setting: Setting) -> float:
+    """Bytes of the masks that all layers share, one for each window."""
+    found, count = 0.0, setting.batch if setting.packed else 1
+    for rows in rows_of(config, setting):
+        windows = {config.window_of(layer) for layer in range(config.stacks[rows.stack])}
+        square = count * rows.tokens**2
+        if config.position == "alibi":
+            each = ELEMENT[setting.dtype] * config.heads if explicit(config, setting, rows.tokens) else 0
+        else:
+            each = sum(setting.packed or (window or rows.tokens) < rows.tokens for window in windows)
+        bias = ELEMENT[setting.dtype] * config.heads * rows.tokens**2 if config.position == "relative" else 0
+        found += each * square + bias + setting.packed * count * rows.tokens * rows.source
+    return found
+
+
+def _hf(config: ModelConfig, setting: Setting, rows: Rows, window: int | None) -> dict[str, float]:
     """transformers' Llama, Mistral and Qwen2: 20 h + 4 kv + 8 f + 4 a + 8 bytes in bf16 with fused attention.
 
     Source: measured, transformers 5.23. Without fused attention the softmax is fp32, copied to 16 bits, and keys and
     values are repeated for every query head.
     """
-    if config.norm != "rms" or not config.gated or config.qk_norm or config.embed_norm:
-        raise UserError(
-            "--implementation hf knows the layers of Llama, Mistral and Qwen2 only, and this model's differ.",
-            "Leave --implementation out.",
-            Exit.MISMATCH,
-        )
+    if config.norm != "rms" or not config.gated or config.qk_norm or config.embed_norm or not _usual(config):
+        raise _differs("hf", "Llama, Mistral and Qwen2")
     e, a, q, kv = (
         ELEMENT[setting.dtype],
         config.heads,
@@ -210,17 +206,19 @@ def _hf(config: ModelConfig, setting: Setting, sequence: int, window: int | None
         "keys and values": 2 * e * (kv if fused else q),
         "attention output": q * e,
         "attention statistics": 4 * a if fused else 0,
-        "attention weights": 0 if fused else a * sequence * (4 if e == 4 else 6),
+        "attention weights": 0 if fused else a * rows.tokens * (4 if e == 4 else 6),
         "mlp": 4 * config.ff * e,
     }
 
 
-def _megatron(config: ModelConfig, setting: Setting, sequence: int, window: int | None) -> dict[str, float]:
+def _megatron(config: ModelConfig, setting: Setting, rows: Rows, window: int | None) -> dict[str, float]:
     """Megatron's GPT with dropout, in 16 bits: 34 h + 5 a s bytes; 4 h wide MLP with GELU, as many keys as queries.
 
     Source: Korthikanti et al., arXiv:2205.05198, equations 1 to 4; what the paper calls selective recomputation is
     what fused attention does: it leaves out 5 a s.
     """
+    if not _usual(config):
+        raise _differs("megatron", "GPT")
     h = config.width
     return {
         "norms": 4 * h,
@@ -229,29 +227,26 @@ def _megatron(config: ModelConfig, setting: Setting, sequence: int, window: int 
         "queries": 2 * h,
         "keys and values": 4 * h,
         "attention output": 2 * h,
-        "attention weights": 0 if setting.fused_attention else 5 * config.heads * sequence,
+        "attention weights": 0 if setting.fused_attention else 5 * config.heads * rows.tokens,
         "mlp": 16 * h,
     }
 
 
-_LAYERS = {"llmctl": _llmctl, "hf": _hf, "megatron": _megatron}
+_LAYERS = {"llmctl": of_layer, "hf": _hf, "megatron": _megatron}
 
 
-def _stream(setting: Setting) -> int:
-    """Bytes of a number of the residual stream: autocast leaves it in fp32."""
-    return 4 if setting.autocast else ELEMENT[setting.dtype]
+def _usual(config: ModelConfig) -> bool:
+    """Whether its layers are those of the decoders from GPT-2 to Llama: nothing between their halves, nor capped."""
+    plain = config.kind == "decoder" and config.norm_place == "pre" and not (config.parallel or config.norm_plus_one)
+    return plain and config.attention == "softmax" and config.attention_softcap is None
 
 
-def _norm(kind: str, setting: Setting, element: int, width: int, rows: int = 1) -> float:
-    """What a norm of `rows` rows a token, `width` wide together, keeps of an input whose numbers have `element` bytes.
-
-    Its input (or, as large, the normalised input) and statistics of each row; on a CPU and in 16 bits, RMS norm is
-    plain operations on an fp32 copy, and keeps both.
-    """
-    if kind == "layer":
-        return (width + 2 * rows) * element
-    plain = setting.device == "cpu" and element == 2
-    return width * (8 if plain else element) + 4 * rows
+def _differs(implementation: str, known: str) -> UserError:
+    return UserError(
+        f"--implementation {implementation} knows the layers of {known} only, and this model's differ.",
+        "Leave --implementation out.",
+        Exit.MISMATCH,
+    )
 
 
 def _hf_norm(h: int, e: int) -> float:

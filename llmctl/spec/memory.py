@@ -7,13 +7,15 @@ from typing import Literal
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec import activations
+from llmctl.spec.kept import rows_of
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.quantized import packing_of
 from llmctl.spec.setting import ELEMENT, Setting
-from llmctl.spec.sizes import adapter_parameters, layer_shapes, linears, outer_shapes, parameters
+from llmctl.spec.sizes import adapter_parameters, crossed, layer_shapes, linears, outer_shapes, parameters
 
 Solvable = Literal["batch", "sequence", "lora-rank"]
 LARGEST = 2**40  # where `solve` stops
+_DENSE = ("head.transform", "pooler", "next_sentence", "classifier")  # matrices between the layers and the scores
 
 
 @dataclass(frozen=True)
@@ -78,17 +80,32 @@ def trainable_parameters(config: ModelConfig, setting: Setting = Setting()) -> i
 
 
 def kv_cache(
-    config: ModelConfig, sequence: int, element: int, tensor_parallel: int = 1, layers: range | None = None
+    config: ModelConfig,
+    sequence: int,
+    element: int,
+    tensor_parallel: int = 1,
+    layers: range | None = None,
+    source: int = 0,
 ) -> int:
-    """Bytes of the keys and values of one row of `sequence` tokens; a layer with a window keeps only that.
+    """Bytes that a decoder keeps of the tokens of one row: their keys and values, or with linear attention sums.
+
+    A layer with a window keeps only that. Sums are as large for any number of tokens. An encoder keeps nothing.
 
     Args:
+        sequence: tokens of the row.
         element: bytes of one number.
         layers: those of one pipeline stage; None: all.
+        source: tokens of the encoder's row, whose keys and values a decoder beside it keeps as well.
     """
-    heads = ceil(config.kv_heads / tensor_parallel)
-    windows = [config.window_of(layer) for layer in layers or range(config.layers)]
-    return 2 * heads * config.head_dim * element * sum(min(sequence, window or sequence) for window in windows)
+    if config.kind == "encoder":
+        return 0
+    heads, held = ceil(config.kv_heads / tensor_parallel), layers or range(config.layers)
+    of_source = 2 * heads * config.head_dim * element * len(held) * source if config.kind == "encoder-decoder" else 0
+    if config.attention == "linear":
+        return of_source + 4 * len(held) * heads * config.head_dim * (config.head_dim + 1)
+    windows = [config.window_of(layer) for layer in held]
+    own = sum(min(sequence, window or sequence) for window in windows)
+    return of_source + 2 * heads * config.head_dim * element * own
 
 
 def solve(config: ModelConfig, setting: Setting, budget: int, what: Solvable) -> tuple[int, Setting, Memory]:
@@ -144,29 +161,28 @@ def _remedy(setting: Setting) -> str:
 
 def _stage(config: ModelConfig, setting: Setting, stage: str) -> Memory:
     """Bytes on a device that holds the first layers, the last ones, or all ("only")."""
+    last = rows_of(config, setting)[-1]
     held = ceil(config.layers / setting.pipeline_parallel)
-    layers = range(config.layers)[-held:] if stage == "last" else range(held)
+    layers = range(config.layers)[-held:] if stage == "last" else range(held)  # of the last stack
     tensors = list(_tensors(config, setting, stage, layers))
     states = _states(setting, tensors, config)
-    sequence = setting.sequence or config.context
-    tokens = setting.batch * sequence
     if setting.mode == "inference":
         element, vocab = ELEMENT[setting.dtype], ceil(config.vocab / setting.tensor_parallel)
-        one = kv_cache(config, sequence, element, setting.tensor_parallel, layers)
+        one = kv_cache(config, last.tokens, element, setting.tensor_parallel, layers, last.source)
         return replace(
             states,
-            activations=ceil(tokens * activations.held_in_inference(config, setting, sequence)),
-            logits=setting.batch * vocab * (element + 4) if stage != "first" else 0,
+            activations=activations.held_in_inference(config, setting),
+            logits=setting.batch * vocab * (element + 4) if stage != "first" and config.lm_head else 0,
             kv_cache=setting.batch * one,
         )
-    parts = _kept(config, setting, stage, tokens, sequence, layers)
+    parts = _kept(config, setting, stage, layers)
     copies = _copies(setting, tensors)
     logits = 0
     if stage != "first":
-        logits = activations.logits(config, setting, tokens)
+        logits = activations.logits(config, setting)
         parts["gradient of the head"] = activations.head_gradient(config, setting)
-        parts["at work in the loss"] = activations.in_the_loss(config, setting, tokens, sequence)
-    later = activations.in_the_backward_pass(config, setting, tokens, sequence, layers)
+        parts["at work in the loss"] = activations.in_the_loss(config, setting, last)
+    later = activations.in_the_backward_pass(config, setting, last, layers)
     if setting.recompute and setting.zero < 3:  # by then the other layers' copies are gone
         later -= sum(copies.values()) * (held - 1) // held
     parts["at work in the backward pass, beyond that"] = later - logits - parts.get("at work in the loss", 0)
@@ -174,34 +190,43 @@ def _stage(config: ModelConfig, setting: Setting, stage: str) -> Memory:
     return replace(states, activations=sum(parts.values()), logits=logits, parts=tuple(parts.items()))
 
 
-def _kept(
-    config: ModelConfig, setting: Setting, stage: str, tokens: int, sequence: int, layers: range
-) -> dict[str, int]:
+def _kept(config: ModelConfig, setting: Setting, stage: str, layers: range) -> dict[str, int]:
     """Bytes kept for the backward pass, by component."""
-    in_flight = setting.pipeline_parallel if stage == "first" else 1
-    every = {"inputs of the layers": len(layers) * activations.boundary(config, setting)}
-    if not setting.recompute:
-        every = activations.of_layers(config, setting, sequence, layers)
-    ends = activations.outside(config, setting, sequence)
-    every["before and after the layers"] = sum(size for end, size in ends.items() if stage in (end, "only"))
-    return {name: ceil(in_flight * tokens * size) for name, size in every.items()}
+    sums: dict[str, int] = {}
+    for rows in rows_of(config, setting):
+        own = layers if rows.stack == config.last_stack else range(config.stacks[rows.stack])
+        every = {"inputs of the layers": len(own) * activations.boundary(config, setting)}
+        if not setting.recompute:
+            every = activations.of_layers(config, setting, rows, own)
+        ends = activations.outside(config, setting, rows)
+        every["before and after the layers"] = sum(size for end, size in ends.items() if stage in (end, "only"))
+        in_flight = setting.pipeline_parallel if stage == "first" else 1
+        for name, size in every.items():
+            sums[name] = sums.get(name, 0) + ceil(in_flight * setting.batch * rows.tokens * size)
+    return sums
 
 
 def _copies(setting: Setting, tensors: list["_Tensor"]) -> dict[str, int]:
     """Bytes of weights held a second time: the 16-bit copies of autocast, the layers that ZeRO 3 has gathered."""
     if setting.zero == 3 and setting.data_parallel > 1:
-        layers = {tensor.layer for tensor in tensors if tensor.layer is not None}
-        one = sum(prod(tensor.shape) for tensor in tensors if tensor.layer == min(layers))
+        sizes: dict[int, int] = {}
+        for tensor in tensors:
+            if tensor.layer is not None:
+                sizes[tensor.layer] = sizes.get(tensor.layer, 0) + prod(tensor.shape)
+        one = max(sizes.values())
         return {"gathered layers": 2 * one * ELEMENT[setting.dtype]}  # the one at work and the next, fetched ahead
     if setting.autocast:
-        count = sum(prod(tensor.shape) for tensor in tensors if tensor.layer is not None and tensor.kind != "vector")
+        count = sum(prod(tensor.shape) for tensor in tensors if tensor.kind not in ("vector", "embed", "head"))
         return {"16-bit copies of the weights": 2 * count}
     return {}
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A parameter as one tensor parallel device holds it; `kind` as in sizes.linears, or embed, head, vector."""
+    """A parameter as one tensor parallel device holds it; `kind` as in sizes.linears, or embed, head, dense, vector.
+
+    Layers count on from the encoder's to the decoder's.
+    """
 
     kind: str
     layer: int | None
@@ -210,20 +235,23 @@ class _Tensor:
 
 def _tensors(config: ModelConfig, setting: Setting, stage: str, layers: range) -> Iterator[_Tensor]:
     """Everything on a device; a tied head is a second copy where the pipeline puts it on another stage."""
-    t, matrices = setting.tensor_parallel, linears(config)
+    t, matrices, before = setting.tensor_parallel, linears(config), 0
     for name, shape in outer_shapes(config).items():
-        start = name.startswith("embed.")
+        start = name.startswith(("embed.", "encoder_embed."))
         if stage in ("only", "first" if start else "last"):
             whole = name in ("embed.tokens.weight", "head.weight")
             kind = {"embed.tokens.weight": "embed", "head.weight": "head"}.get(name, "vector")
+            kind = "dense" if name.startswith(_DENSE) and len(shape) == 2 else kind
             yield _Tensor(kind, None, (ceil(shape[0] / t), *shape[1:]) if whole else shape)
-    if config.tie and stage == "last":
+    if config.tie and config.lm_head and stage == "last":
         yield _Tensor("head", None, (ceil(config.vocab / t), config.width))
-    for name, shape in layer_shapes(config).items():
-        short = name.split(".")[1] if name.split(".")[1] in matrices else ""
-        local = _split(short, shape, t, config)
-        for layer in layers:
-            yield _Tensor(short if len(shape) == 2 else "vector", layer, local)
+    for stack, count in config.stacks.items():
+        for name, shape in layer_shapes(config, cross=crossed(config, stack)).items():
+            short = name.split(".")[1] if name.split(".")[1] in matrices else ""
+            local = _split(short, shape, t, config)
+            for layer in layers if stack == config.last_stack else range(count):
+                yield _Tensor(short if len(shape) == 2 else "vector", before + layer, local)
+        before += count
 
 
 def _split(name: str, shape: tuple[int, ...], t: int, config: ModelConfig) -> tuple[int, ...]:
@@ -269,8 +297,9 @@ def _frozen(setting: Setting, tensor: _Tensor, config: ModelConfig) -> int:
     """Bytes of a weight that is not trained."""
     if setting.quantize == "none":
         return prod(tensor.shape) * ELEMENT[setting.dtype]
-    packing = packing_of(setting.quantize, tensor.kind, tensor.layer or 0, config.layers, config.tie)
-    if tensor.kind == "vector":
+    layers = sum(config.stacks.values())
+    packing = packing_of(setting.quantize, tensor.kind, tensor.layer or 0, layers, config.tie and config.lm_head)
+    if tensor.kind in ("vector", "dense"):
         return prod(tensor.shape) * (4 if packing.everywhere else 2)
     if tensor.kind in ("embed", "head") and not packing.everywhere:
         return prod(tensor.shape) * 2

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.model import ModelConfig
+from llmctl.spec.noise import NoiseConfig
 from llmctl.spec.quantized import Quantized
 
 Mode = Literal["training", "inference"]
@@ -32,6 +33,12 @@ class Setting:
     mode: Annotated[Mode, "training, or inference with a KV cache."] = "training"
     batch: Annotated[int, "Rows of one forward pass on one device (the micro-batch)."] = 1
     sequence: Annotated[int | None, "Tokens of a row; default: the model's context."] = None
+    source: Annotated[
+        int | None, "Beside an encoder --sequence is of the decoder's row, and this of the encoder's; default: as many."
+    ] = None
+    scored: Annotated[
+        float | None, "Share of the tokens that the model is asked for; default: 0.15 of an encoder's, else all."
+    ] = None
     dtype: Annotated[Dtype, "Numbers of the arithmetic; of the weights too, unless autocast."] = "bf16"
     precision: Annotated[
         Precision,
@@ -71,6 +78,8 @@ class Setting:
             for name, good, wanted in (
                 ("batch", self.batch >= 1, "1 or more"),
                 ("sequence", self.sequence is None or self.sequence >= 1, "1 or more"),
+                ("source", self.source is None or self.source >= 1, "1 or more"),
+                ("scored", self.scored is None or 0 < self.scored <= 1, "more than 0, at most 1"),
                 ("loss_chunk", self.loss_chunk is None or self.loss_chunk >= 0, "0 or more"),
                 ("lora_rank", self.lora_rank >= 0, "0 or more"),
                 ("zero", 0 <= self.zero <= 3, "0, 1, 2 or 3"),
@@ -108,8 +117,25 @@ class Setting:
         """Devices that work together."""
         return self.data_parallel * self.tensor_parallel * self.pipeline_parallel
 
+    def lengths(self, config: ModelConfig) -> dict[str, int]:
+        """Tokens of a row, by stack: what an encoder beside a decoder reads may be longer or shorter."""
+        own = self.sequence or config.context
+        return {stack: own if stack == config.last_stack else self.source or own for stack in config.stacks}
+
+    def share(self, config: ModelConfig) -> float:
+        """Share of the last stack's tokens whose scores are asked for."""
+        if self.scored is not None:
+            return self.scored
+        return NoiseConfig().mask_rate if config.kind == "encoder" else 1.0
+
     def check(self, config: ModelConfig) -> None:
-        """Raises UserError (code MISMATCH) unless the degrees of parallelism fit the model."""
+        """Raises UserError (code MISMATCH) unless the kind of the model and the degrees of parallelism fit it."""
+        if self.source is not None and config.kind != "encoder-decoder":
+            raise UserError(
+                f"--source is {self.source}, but the model has no encoder beside a decoder.",
+                "Give the tokens of its rows by --sequence.",
+                Exit.MISMATCH,
+            )
         t, problems = self.tensor_parallel, []
         if config.heads % t or config.ff % t:
             problems.append(
@@ -119,7 +145,9 @@ class Setting:
             problems.append(
                 f"--tensor-parallel {t} and the model's {config.kv_heads} kv heads do not divide each other"
             )
-        if self.pipeline_parallel > config.layers:
+        if self.pipeline_parallel > 1 and config.kind == "encoder-decoder":
+            problems.append(f"--pipeline-parallel {self.pipeline_parallel} splits one stack of layers, not two")
+        elif self.pipeline_parallel > config.layers:
             problems.append(f"--pipeline-parallel {self.pipeline_parallel} exceeds the model's {config.layers} layers")
         if problems:
             raise UserError("; ".join(problems) + ".", "Take degrees that divide the model evenly.", Exit.MISMATCH)

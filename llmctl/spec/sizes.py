@@ -6,6 +6,7 @@ from llmctl.spec.model import ModelConfig
 from llmctl.spec.setting import Setting
 
 CHINCHILLA_TOKENS_PER_PARAMETER = 20
+LINEAR_CHUNK = 64  # tokens that linear attention weighs one by one (core/model/linear.py)
 
 
 def linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -130,29 +131,53 @@ def parameters(config: ModelConfig) -> int:
 
 def matrix_parameters(config: ModelConfig) -> int:
     """Parameters that a token is multiplied by: all linear layers and the head, not the embedding's look-up."""
-    return config.layers * sum(map(prod, linears(config).values())) + config.vocab * config.width
+    matrices = linears(config)
+    layers = sum(count * prod(matrices[name]) for name, _, count in _uses(config))
+    return layers + config.lm_head * config.vocab * config.width
 
 
-def forward_flops(config: ModelConfig, sequence: int, causal: bool = False) -> int:
-    """Floating-point operations of the forward pass, a token, in rows of `sequence` tokens.
+def forward_flops(
+    config: ModelConfig,
+    sequence: int,
+    causal: bool = False,
+    source: int | None = None,
+    scored: float | None = None,
+) -> int:
+    """Floating-point operations of the forward pass, for each token that passes through it.
 
-    Matrix products only, a multiply and an add counted as two. With `causal` the products above the
-    diagonal, which need not be computed, are left out; without, all of them count, as is customary
-    for the utilisation of hardware (MFU).
+    Matrix products only, a multiply and an add counted as two. With `causal` a decoder's products above the
+    diagonal, which need not be computed, are left out; without, all of them count, as is customary for the
+    utilisation of hardware (MFU). Linear attention counts as its chunked form computes it, either way.
+
+    Args:
+        sequence: tokens of a row; of an encoder-decoder, of its decoder's.
+        source: tokens of its encoder's row; None: as many. Both are divided among.
+        scored: share of the tokens that meet the head, of a decoder's beside an encoder; None: as in `Setting`.
 
     Source: Chowdhery et al., PaLM, arXiv:2204.02311, appendix B; the linear part counts each matrix
     as it is, so that embeddings do not count and grouped keys and values do.
     """
-    attention = sum(
-        4 * config.heads * config.head_dim * _keys(sequence, config.window_of(layer), causal)
-        for layer in range(config.layers)
-    )
-    return 2 * matrix_parameters(config) + round(attention / sequence)
+    setting = Setting(sequence=sequence, source=source, scored=scored)
+    lengths = setting.lengths(config)
+    attention = 0
+    for stack, layers in config.stacks.items():
+        for layer in range(layers):
+            attention += _attention_flops(config, stack, layer, lengths[stack], causal)
+        if crossed(config, stack):
+            attention += 4 * layers * config.heads * config.head_dim * lengths[stack] * lengths["encoder"]
+    row = 2 * _products(config, lengths, setting.share(config)) + attention
+    return round(row / sum(lengths.values()))
 
 
-def flops_per_token(config: ModelConfig, sequence: int, causal: bool = False) -> int:
+def flops_per_token(
+    config: ModelConfig,
+    sequence: int,
+    causal: bool = False,
+    source: int | None = None,
+    scored: float | None = None,
+) -> int:
     """Floating-point operations of training, a token: forward once, backward twice as much (no recompute)."""
-    return 3 * forward_flops(config, sequence, causal)
+    return 3 * forward_flops(config, sequence, causal, source, scored)
 
 
 def spent_flops(config: ModelConfig, setting: Setting) -> int:
@@ -160,21 +185,23 @@ def spent_flops(config: ModelConfig, setting: Setting) -> int:
 
     Frozen matrices need no gradient, only pass one on: 4 operations a parameter in place of 6; adapters have their 6.
     """
-    sequence = setting.sequence or config.context
-    forward = forward_flops(config, sequence)
+    lengths, share = setting.lengths(config), setting.share(config)
+    forward = forward_flops(config, lengths[config.last_stack], False, setting.source, share)
     if setting.mode == "inference":
         return forward
-    matrices = 2 * matrix_parameters(config)
-    spent = 3 * forward
+    tokens, spent = sum(lengths.values()), 3 * forward
     if setting.lora_rank:
-        spent += 6 * adapter_parameters(config, setting) - matrices
-    return spent + (forward - 2 * config.vocab * config.width if setting.recompute else 0)
+        sides = {name: sum(shape) for name, shape in linears(config).items() if name in setting.lora_targets}
+        met = sum(lengths[stack] * layers * sides.get(name, 0) for name, stack, layers in _uses(config))
+        spent += round((6 * setting.lora_rank * met - 2 * _products(config, lengths, share)) / tokens)
+    head = lengths[config.last_stack] * share * _head_products(config) / tokens
+    return spent + (forward - round(2 * head) if setting.recompute else 0)
 
 
 def adapter_parameters(config: ModelConfig, setting: Setting) -> int:
     """Parameters of the LoRA adapters: r (in + out) a matrix. Source: Hu et al., arXiv:2106.09685, section 4.2."""
-    sides = sum(sum(shape) for name, shape in linears(config).items() if name in setting.lora_targets)
-    return config.layers * setting.lora_rank * sides
+    sides = {name: sum(shape) for name, shape in linears(config).items() if name in setting.lora_targets}
+    return setting.lora_rank * sum(layers * sides.get(name, 0) for name, _, layers in _uses(config))
 
 
 def six_n(config: ModelConfig) -> int:
@@ -200,9 +227,51 @@ def _norm(name: str, width: int, config: ModelConfig) -> dict[str, tuple[int, ..
     return found
 
 
-def _keys(sequence: int, window: int | None, causal: bool) -> int:
-    """Keys met by all queries of a row together."""
+def _uses(config: ModelConfig) -> list[tuple[str, str, int]]:
+    """Every kind of matrix of the layers: its name, the stack whose tokens meet it, and how many layers have it.
+
+    Keys and values of cross-attention are made of the encoder's tokens.
+    """
+    found = [(name, stack, layers) for stack, layers in config.stacks.items() for name in linears(config)]
+    if config.kind == "encoder-decoder":
+        found += [(name, "decoder", config.layers) for name in ("q", "out")]
+        found += [(name, "encoder", config.layers) for name in ("k", "v")]
+    return found
+
+
+def _products(config: ModelConfig, lengths: dict[str, int], share: float) -> float:
+    """Multiplications of tokens with weights, in a row of so many tokens in each stack, `share` of them scored."""
+    matrices, own = linears(config), lengths[config.last_stack]
+    row = sum(lengths[stack] * layers * prod(matrices[name]) for name, stack, layers in _uses(config))
+    row += own * share * _head_products(config)
+    width, labelled = config.width, own if config.classifier == "token" else 1
+    row += config.pooler * width * width + config.next_sentence * 2 * width
+    return row + labelled * width * (len(config.labels) + (config.classifier_dense != "none") * width)
+
+
+def _head_products(config: ModelConfig) -> int:
+    """Multiplications of one scored token in the head."""
+    return config.lm_head * config.width * (config.vocab + config.head_transform * config.width)
+
+
+def _attention_flops(config: ModelConfig, stack: str, layer: int, length: int, causal: bool) -> int:
+    """Of one layer's products between tokens of a row.
+
+    Linear attention weighs the tokens of a chunk, with rotary positions a second time for their sum, and adds keys
+    and values to a state and reads it: D^2 a head and token each; both ways, it reads the tokens after it as well.
+    """
+    heads, dim, both = config.heads, config.head_dim, stack == "encoder"
+    if config.attention == "linear":
+        within = min(LINEAR_CHUNK, length) * dim * (6 if config.rotation_of(layer) else 4)
+        return length * (heads * (within + 2 * (1 + both) * dim * dim) + 2 * config.kv_heads * dim * dim)
+    return 4 * heads * dim * _keys(length, config.window_of(layer), causal, both)
+
+
+def _keys(sequence: int, window: int | None, causal: bool, both: bool) -> int:
+    """Keys met by all queries of a row together; a window reaches as far after a token where it sees `both` ways."""
     width = min(window or sequence, sequence)
+    if both:
+        return sequence * (2 * width - 1) - width * (width - 1)
     if not causal:
         return sequence * width
     return width * (width + 1) // 2 + (sequence - width) * width

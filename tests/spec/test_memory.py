@@ -8,6 +8,7 @@ import pytest
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec import activations
+from llmctl.spec.kept import Rows
 from llmctl.spec.memory import classic, estimate, kv_cache, solve, trainable_parameters
 from llmctl.spec.setting import Setting
 from llmctl.spec.sizes import flops_per_token, forward_flops, matrix_parameters, parameters, spent_flops
@@ -134,13 +135,13 @@ def test_megatron_activations_are_those_of_its_paper():
     fused, apart = {"fused_attention": True}, {"sequence_parallel": True}
 
     def gibs(**changes):
-        sums = activations.of_layers(GPT_3, replace(base, **changes), 2048, range(96))
+        sums = activations.of_layers(GPT_3, replace(base, **changes), Rows("decoder", 2048), range(96))
         return sum(sums.values()) * 2048 / GIB
 
     found = [gibs(), gibs(**apart), gibs(**fused), gibs(**fused, **apart)]
     assert found == pytest.approx([51.8, 32.1, 29.2, 9.6], abs=0.06)
     assert activations.boundary(GPT_3, base) * 96 * 2048 / GIB == pytest.approx(4.5, abs=0.01)
-    one = activations.of_layers(GPT_3, replace(base, tensor_parallel=1), 2048, range(1))
+    one = activations.of_layers(GPT_3, replace(base, tensor_parallel=1), Rows("decoder", 2048), range(1))
     assert one["attention weights"] / 12288 == 80  # 5 a s / h; figure 7's 70 % saving is 80 / 114
     assert sum(one.values()) / 12288 == 34 + 80
 
@@ -149,8 +150,9 @@ def test_llama_of_transformers_keeps_what_was_measured():
     """Bytes a token of a layer of width 256, measured in bf16: 11,048 with fused attention, 24,072 without."""
     model = llama(1000, 256, 1, 8, 2, 704, 256)
     setting = Setting(implementation="hf", precision="pure")
-    fused = activations.of_layers(model, setting, 256, range(1))
-    eager = activations.of_layers(model, replace(setting, fused_attention=False), 256, range(1))
+    rows = Rows("decoder", 256)
+    fused = activations.of_layers(model, setting, rows, range(1))
+    eager = activations.of_layers(model, replace(setting, fused_attention=False), rows, range(1))
     assert (sum(fused.values()), sum(eager.values())) == (11_048, 24_072)
 
 

@@ -62,8 +62,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 slope = None
                 if softcap is not None:
                     bent = torch.tanh(logits.float() / softcap)
-                    logits, slope = bent * softcap, bent.square().neg_().add_(1)
+                    logits, slope = bent * softcap, bent.square_().neg_().add_(1)
                 logp = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+                del logits  # the gradients need the room
                 total -= (logp.gather(1, at) * scored).sum()
                 if not any(wanted):
                     continue

@@ -3,21 +3,23 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import accumulate
-from math import prod
+from math import ceil, prod
 
 import pytest
 import torch
 
-from llmctl.core.data.batch import Batch
+from llmctl.core.data.batch import IGNORE, Batch
 from llmctl.core.model.cache import KVCache
 from llmctl.core.model.explicit import LONGEST, QUERIES
 from llmctl.core.model.init import initialise
+from llmctl.core.model.linear import CHUNK
+from llmctl.core.model.memory import EncoderInput
 from llmctl.core.model.transformer import Transformer
 from llmctl.core.train.cross_entropy import chunk_rows
-from llmctl.core.train.objectives import tokens_loss
+from llmctl.core.train.objectives import SPARSE, tokens_loss
 from llmctl.core.train.optim import optimizers
 from llmctl.core.train.wrap import recompute
-from llmctl.spec import activations
+from llmctl.spec import activations, kept, sizes
 from llmctl.spec.memory import estimate
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.setting import Setting
@@ -39,7 +41,47 @@ PLAIN = {
 GPT2 = LLAMA.resized(position="learned", activation="gelu_tanh", **PLAIN)
 DROPS = GPT2.resized(dropout=0.1)
 BLOOM = LLAMA.resized(position="alibi", embed_norm=True, activation="gelu_tanh", **PLAIN)
-MODELS = {"llama": LLAMA, "qwen3": QWEN3, "mistral": MISTRAL, "gpt2": GPT2, "dropout": DROPS, "bloom": BLOOM}
+GEMMA2 = LLAMA.resized(
+    norm_plus_one=True, norm_place="sandwich", attention_softcap=50.0, logit_softcap=30.0, window=24,
+    window_layers=(0, 2), activation="gelu_tanh", embed_scale=True,
+)  # fmt: skip
+GEMMA3 = LLAMA.resized(
+    norm_plus_one=True, norm_place="sandwich", qk_norm=True, rope_local_theta=1e4, window=24, window_layers=(0, 2),
+    activation="gelu_tanh", embed_scale=True,
+)  # fmt: skip
+OLMO2 = LLAMA.resized(norm_place="output", qk_norm=True, qk_norm_whole=True, tie=False)
+NEOX = LLAMA.resized(parallel=True, activation="gelu", rotary_dim=8, tie=False, **PLAIN)
+BERT = LLAMA.resized(
+    kind="encoder", norm_place="post", position="learned", embed_norm=True, token_types=2, activation="gelu",
+    head_transform=True, head_bias=True, **PLAIN,
+)  # fmt: skip
+T5 = LLAMA.resized(
+    kind="encoder-decoder", encoder_layers=2, position="relative", attention_scale=1.0, kv_heads=4,
+    activation="gelu_tanh", tie=False,
+)  # fmt: skip
+T5_OLD = T5.resized(activation="relu", gated=False, tie=True, logit_scale=0.125)
+BART = LLAMA.resized(
+    kind="encoder-decoder", norm_place="post", position="learned", position_offset=2, embed_norm=True,
+    activation="gelu", head_bias=True, **PLAIN,
+)  # fmt: skip
+MODELS = {
+    "llama": LLAMA,
+    "qwen3": QWEN3,
+    "mistral": MISTRAL,
+    "gpt2": GPT2,
+    "dropout": DROPS,
+    "bloom": BLOOM,
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+    "olmo2": OLMO2,
+    "neox": NEOX,
+    "bert": BERT,
+    "bert with dropout": BERT.resized(dropout=0.1),
+    "t5": T5,
+    "t5 1.0": T5_OLD,
+    "bart": BART,
+}
+SOURCE = 32  # tokens of an encoder's row beside a decoder's
 # Not counted by the formulas: 16-bit copies of norms' weights and the like, a few hundred bytes.
 SLACK = 0.002
 
@@ -49,33 +91,48 @@ def made(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Transformer
 
 
 def batch(config: ModelConfig, rows: int, block: int) -> Batch:
-    tokens = torch.randint(0, config.vocab, (rows, block), generator=torch.Generator().manual_seed(0))
-    places = torch.arange(block).expand(rows, block)
-    half = block // 2
-    return Batch(tokens, tokens.roll(-1, 1), places % half, 1 + places // half, rows * block, rows * block)
+    """Random rows of two documents each; an encoder is asked for 15 % of the tokens."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, config.vocab, (rows, block), generator=generator)
+    targets, scored, apart = tokens.roll(-1, 1), rows * block, halved(rows, block)
+    if config.kind == "encoder":
+        scored = ceil(0.15 * scored)
+        chosen = torch.randperm(rows * block, generator=generator)[:scored]
+        targets = torch.full((rows * block,), IGNORE).scatter(0, chosen, 5).view(rows, block)
+    source = None
+    if config.kind == "encoder-decoder":
+        read = torch.randint(0, config.vocab, (rows, SOURCE), generator=generator)
+        source = EncoderInput(read, *halved(rows, SOURCE))
+    return Batch(tokens, targets, *apart, scored, rows * block, encoder=source)
+
+
+def halved(rows: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions and segments of rows of two documents."""
+    places, half = torch.arange(block).expand(rows, block), block // 2
+    return places % half, 1 + places // half
 
 
 def kept_storages(model: torch.nn.Module, forward: Callable[[], object]) -> list[torch.UntypedStorage]:
     """What autograd keeps between the forward and the backward pass, parameters left out."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    found: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage  # held here, so that no other takes its address
+            found[storage.data_ptr()] = storage  # held here, so that no other takes its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()
-    return list(kept.values())
+    return list(found.values())
 
 
 def saved(model: Transformer, setting: Setting, given: Batch) -> int:
     """Bytes that autograd keeps of a model's forward pass and loss."""
     with torch.autocast("cpu", torch.bfloat16) if setting.autocast else nullcontext():
-        kept = kept_storages(model, lambda: tokens_loss(model, given, cross_document=not setting.packed))
-    return sum(storage.nbytes() for storage in kept)
+        storages = kept_storages(model, lambda: tokens_loss(model, given, cross_document=not setting.packed))
+    return sum(storage.nbytes() for storage in storages)
 
 
 def predicted(config: ModelConfig, setting: Setting) -> int:
@@ -89,7 +146,10 @@ def predicted(config: ModelConfig, setting: Setting) -> int:
 def test_the_tensors_that_autograd_keeps_have_the_predicted_bytes(name, regime, packed):
     config = MODELS[name]
     dtype, precision = ("fp32", "pure") if regime == "fp32" else ("bf16", regime)
-    setting = Setting(batch=4, sequence=48, dtype=dtype, precision=precision, device="cpu", packed=packed)
+    source = SOURCE if config.kind == "encoder-decoder" else None
+    setting = Setting(
+        batch=4, sequence=48, source=source, dtype=dtype, precision=precision, device="cpu", packed=packed
+    )
     model = made(config, torch.bfloat16 if regime == "pure" else torch.float32)
     assert saved(model, setting, batch(config, 4, 48)) == pytest.approx(predicted(config, setting), rel=SLACK)
 
@@ -178,6 +238,7 @@ def test_the_shapes_of_a_config_are_those_of_its_model(name):
 
 
 def test_the_constants_that_the_formulas_repeat_are_those_of_the_code():
-    assert (activations.EXPLICIT, activations.QUERIES) == (LONGEST, QUERIES)
+    assert (kept.EXPLICIT, kept.QUERIES, sizes.LINEAR_CHUNK) == (LONGEST, QUERIES, CHUNK)
+    assert activations.GATHERED == SPARSE
     for vocab in (2, 256, 1000, 4096, 32000, 50257, 128256, 131072, 250880):
         assert activations.loss_rows(vocab) == chunk_rows(vocab)

@@ -1,0 +1,189 @@
+"""Kept: what one of llmctl's layers keeps for the backward pass, in bytes a token, component by component.
+
+Symbols as in `activations`. All of it was measured on a CPU; on a GPU, norms and attention are assumed to keep what
+torch's fused kernels keep.
+"""
+
+from dataclasses import dataclass
+
+from llmctl.spec.model import ModelConfig
+from llmctl.spec.setting import ELEMENT, TARGETS, Setting
+from llmctl.spec.sizes import LINEAR_CHUNK, crossed, linears
+
+EXPLICIT = 1024  # tokens of a row up to which llmctl, on a CPU, keeps the attention weights (core/model/explicit.py)
+QUERIES = 256  # of one block of theirs
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that pass through one stack.
+
+    Attributes:
+        stack: its name.
+        tokens: of a row.
+        source: tokens of the encoder's row, which cross-attention reads; 0: there is none.
+        causal: no token sees one after itself.
+    """
+
+    stack: str
+    tokens: int
+    source: int = 0
+    causal: bool = True
+
+
+def rows_of(config: ModelConfig, setting: Setting) -> list[Rows]:
+    """The rows of each stack, in the order in which the stacks run."""
+    lengths = setting.lengths(config)
+    return [
+        Rows(
+            stack,
+            lengths[stack],
+            lengths["encoder"] if crossed(config, stack) else 0,
+            stack == "decoder" and not config.prefix_lm,
+        )
+        for stack in config.stacks
+    ]
+
+
+def of_layer(config: ModelConfig, setting: Setting, rows: Rows, window: int | None) -> dict[str, float]:
+    """Bytes a token by component.
+
+    Under autocast each matrix has a 16-bit copy of its input of its own. With LoRA a frozen matrix keeps no input.
+    """
+    e, h, need, drops = ELEMENT[setting.dtype], config.width, _need(setting), config.dropout > 0
+    kinds = {"softmax": _softmax, "linear": _linear}
+    sums = kinds[config.attention](config, setting, rows.tokens, rows.tokens, rows.causal, window)
+    sums["norms of q and k"] = _norms_of_q_and_k(config, setting)
+    sums["inputs of the matrices"] = h * e * _copies(setting, "q", "k", "v")
+    if rows.source:
+        for name, size in _softmax(config, setting, rows.tokens, rows.source, False, None).items():
+            sums[name] += size
+        later = _copies(setting, "k", "v") * rows.source / rows.tokens if setting.autocast else 0  # else: of all layers
+        sums["inputs of the matrices"] += h * e * (_copies(setting, "q") + later)
+    sums["inputs of the matrices"] += h * e * _copies(setting, *(["gate", "up"] if config.gated else ["up"]))
+    halves = 3 if rows.source else 2
+    sums["norms"] = _norms(config, setting, halves)
+    sums["mlp"] = config.ff * e * _of_mlp(config, "down" in need)
+    sums["dropout masks"] = halves * h * (e if setting.device == "cpu" else 1) if drops else 0
+    used = [*linears(config), *(("q", "k", "v", "out") if rows.source else ())]
+    sums["adapters"] = e * setting.lora_rank * sum(name in setting.lora_targets for name in used)
+    return sums
+
+
+def norm_bytes(
+    config: ModelConfig, setting: Setting, element: int, width: int = 0, rows: int = 1, kind: str = ""
+) -> float:
+    """What a norm of `rows` rows a token, `width` wide together, keeps of an input whose numbers have `element` bytes.
+
+    Its input (or, as large, the normalised input) and statistics of each row; on a CPU and in 16 bits, RMS norm is
+    plain operations on an fp32 copy, and keeps both; times 1 + weight it is in fp32 everywhere.
+    """
+    width = width or config.width
+    if (kind or config.norm) == "layer":
+        return (width + 2 * rows) * element
+    plain = setting.device == "cpu" and element == 2
+    return width * (8 if plain else 4 if config.norm_plus_one else element) + 4 * rows
+
+
+def explicit(config: ModelConfig, setting: Setting, tokens: int) -> bool:
+    """Whether the attention weights of rows so long are kept."""
+    short = setting.device == "cpu" and tokens <= EXPLICIT
+    return not setting.fused_attention or (short and not config.dropout)
+
+
+def stream_bytes(setting: Setting) -> int:
+    """Bytes of a number of the residual stream: autocast leaves it in fp32."""
+    return 4 if setting.autocast else ELEMENT[setting.dtype]
+
+
+def _need(setting: Setting) -> set[str]:
+    """The matrices that learn, and so keep their inputs."""
+    return set(setting.lora_targets if setting.lora_rank else TARGETS)
+
+
+def _copies(setting: Setting, *names: str) -> int:
+    """How often the input that these matrices share is kept."""
+    learning = len(_need(setting).intersection(names))
+    return learning if setting.autocast else min(1, learning)
+
+
+def _norms(config: ModelConfig, setting: Setting, halves: int) -> float:
+    """Of the halves of a layer: of the stream, of what is added to it, or of both."""
+    e, s = ELEMENT[setting.dtype], stream_bytes(setting)
+    own, added = norm_bytes(config, setting, s), norm_bytes(config, setting, e)
+    if config.parallel:  # both read the same
+        same = config.norm == "layer" or setting.device != "cpu"
+        return 2 * own - (config.width * s if same else 0)
+    return halves * {"pre": own, "post": own, "output": added, "sandwich": own + added}[config.norm_place]
+
+
+def _norms_of_q_and_k(config: ModelConfig, setting: Setting) -> float:
+    if not config.qk_norm:
+        return 0
+    e, d = ELEMENT[setting.dtype], config.head_dim
+    sizes = ((heads * d, 1 if config.qk_norm_whole else heads) for heads in (config.heads, config.kv_heads))
+    return sum(norm_bytes(config, setting, e, width, rows, "rms") for width, rows in sizes)
+
+
+def _of_mlp(config: ModelConfig, learning: bool) -> int:
+    """How many times the MLP's inner width is kept; relu keeps its output, which what follows keeps as well."""
+    kept = (3 if config.gated else 1) + learning
+    return kept - (config.activation == "relu" and (config.gated or learning))
+
+
+def _softmax(
+    config: ModelConfig, setting: Setting, queries: int, keys: int, causal: bool, window: int | None
+) -> dict[str, float]:
+    """Of attention of `queries` on `keys` tokens of a row."""
+    e, a = ELEMENT[setting.dtype], config.heads
+    q, kv, ratio = a * config.head_dim, config.kv_heads * config.head_dim, keys / queries
+    short, drops = explicit(config, setting, max(queries, keys)), config.dropout > 0
+    wide = drops and setting.device == "cpu"  # torch then falls back to plain operations in fp32
+    masked = not short and (setting.packed or (window or keys) < keys) and config.position != "alibi"
+    found = {
+        "queries": q * (4 if wide else e),
+        "keys and values": 2 * ratio * (4 * q if wide else e * q if short else e * kv),
+        "attention output": q * e if "out" in _need(setting) or not short else 0,
+        "attention statistics": 0 if short or wide else 4 * a,
+        "attention weights": a * (e * _kept_keys(queries, keys, causal) if short else 12 * keys if wide else 0),
+        "attention masks": e * keys / (1 if setting.packed else setting.batch) if masked and not wide else 0,
+    }
+    if config.attention_softcap:
+        found |= _capped(setting, a, q, keys, ratio)
+    return found
+
+
+def _capped(setting: Setting, a: int, q: int, keys: int, ratio: float) -> dict[str, float]:
+    """Of capped scores, written out in fp32 (under autocast, the products are not): their tanh and the weights."""
+    e = 2 if setting.autocast else 4
+    return {
+        "queries": q * e,
+        "keys and values": 2 * ratio * q * e,
+        "attention statistics": 0,
+        "attention weights": 8 * a * keys,
+        "attention masks": 0,
+    }
+
+
+def _linear(
+    config: ModelConfig, setting: Setting, queries: int, keys: int, causal: bool, window: int | None
+) -> dict[str, float]:
+    """Of linear attention in chunks."""
+    e, a, d = ELEMENT[setting.dtype], config.heads, config.head_dim
+    chunk = min(LINEAR_CHUNK, queries)
+    return {
+        "queries": a * d * e,
+        "keys and values": 2 * config.kv_heads * d * e,
+        "attention output": a * d * e,
+        "attention statistics": 0,
+        "attention weights": a * chunk * e,
+        "attention masks": 0,
+    }
+
+
+def _kept_keys(queries: int, keys: int, causal: bool) -> float:
+    """Attention weights kept for a query, on average: a causal block of queries leaves the keys after it out."""
+    if not causal:
+        return keys
+    ends = ((start, min(queries, start + QUERIES)) for start in range(0, queries, QUERIES))
+    return sum((end - start) * end for start, end in ends) / queries
