@@ -19,6 +19,7 @@ from llmctl.core.data.corrupt import (
     sentence_ends,
     take_spans,
 )
+from llmctl.core.data.pieces import borders, document_of, pieces
 from llmctl.core.data.vocabulary import Vocabulary
 from llmctl.core.model.memory import EncoderInput
 from llmctl.errors import Exit, UserError
@@ -95,29 +96,6 @@ class Rule:
         return self.vocabulary.pad or 0
 
 
-class Piece(NamedTuple):
-    """A document, or as much of it as lies in a row.
-
-    Attributes:
-        ids: its tokens, without the one that ends it.
-        ended: whether its end lies in the row.
-    """
-
-    ids: np.ndarray
-    ended: bool
-
-
-def pieces(source: Source, start: int, count: int) -> list[Piece]:
-    """The documents in a run of tokens, cut at its borders; empty ones are there too."""
-    ids = source.read(start, max(0, min(count, source.tokens - start)))
-    ends = source.document_ends
-    first, last = np.searchsorted(ends, np.array([start + 1, start + len(ids) + 1], ends.dtype))
-    stops = (np.asarray(ends[first:last], np.int64) - start).tolist()
-    found = [Piece(ids[a : b - 1], True) for a, b in zip([0, *stops], stops, strict=False)]
-    rest = ids[stops[-1] if stops else 0 :]
-    return [*found, Piece(rest, False)] if len(rest) else found
-
-
 def _clm(rule: Rule, source: Source, places: list[Place], block: int) -> Batch:
     """Each token from those before it."""
     return pack(source, places, block)
@@ -153,7 +131,7 @@ def _mlm_nsp(rule: Rule, source: Source, places: list[Place], block: int) -> Bat
         stops = sentence_ends(text, rule.vocabulary)
         cut = int(generator.choice(stops)) if len(stops) else 1 + int(generator.integers(len(text) - 1))
         other = generator.random() < 0.5
-        document += int(_documents(source, [place.start])[0])
+        document += document_of(source, place.start)
         strange = _elsewhere(source, document, len(text) - cut, generator) if other else None
         pairs.append(0 if strange is None else 1)
         first, second = rule.framed(text[:cut]), text[cut:] if strange is None else strange
@@ -287,29 +265,17 @@ def _fitting(source: Source, place: Place, block: int, frame: int, least: int = 
     return texts
 
 
-def _documents(source: Source, places: list[int]) -> np.ndarray:
-    """(N,) the number of the document that holds each of these tokens, from 0."""
-    ends = source.document_ends
-    return np.searchsorted(ends, np.array(places, ends.dtype), side="right")
-
-
 def _elsewhere(source: Source, document: int, length: int, generator: np.random.Generator) -> np.ndarray | None:
     """At most `length` tokens of a document other than that one; None where none has any."""
-    begin, end = _borders(source, document)
+    begin, end = borders(source, document)
     outside = source.tokens - (end - begin)
     for _ in range(100 if outside > 0 else 0):  # those that are empty are drawn and left
         at = int(generator.integers(outside))
-        first, last = _borders(source, int(_documents(source, [at if at < begin else at + end - begin])[0]))
+        first, last = borders(source, document_of(source, at if at < begin else at + end - begin))
         if (count := last - 1 - first) > 0:  # the last token ends the document
             first += int(generator.integers(max(1, count - length + 1)))
             return source.read(first, min(length, last - 1 - first))
     return None
-
-
-def _borders(source: Source, document: int) -> tuple[int, int]:
-    """Where a document begins and ends in the stream."""
-    ends = source.document_ends
-    return int(ends[document - 1]) if document else 0, int(ends[document])
 
 
 def _pairs(

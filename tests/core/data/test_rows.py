@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmctl.core.data.batch import HELD_OUT, IGNORE, Batch, Place, TrainingOrder, in_order, pack
-from llmctl.core.data.rows import MULTIPLE, builder, pieces
+from llmctl.core.data.pieces import pieces
+from llmctl.core.data.rows import MULTIPLE, builder
 from llmctl.errors import UserError
 from llmctl.spec.noise import SUITS, NoiseConfig
 from tests.core.data.made import CLS, MASK, MID, PAD, PRE, SENTINELS, SEP, STOP, SUF, Memory, documents, vocabulary
