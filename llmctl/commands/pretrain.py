@@ -52,6 +52,11 @@ def pretrain(
     model, corpus = _shape(start, shape, about), about["splits"]["train"]["tokens"]
     objective = suited(objective, model.kind)
     model = _learning(model, objective, start)
+    if objective != "clm":
+        from llmctl.core.data.vocabulary import Vocabulary
+        from llmctl.core.text.tokenizer import Tokenizer
+
+        Vocabulary.of(Tokenizer.open(data), model.vocab).need(objective)
     plan = TrainPlan.of(model, config, corpus, "fp32" if compute.dtype == "fp32" else "bf16")
     inputs = [data, *([start] if start else [])]
     weights = 4 * plan.facts()["parameters"]

@@ -186,6 +186,11 @@ class ModelConfig:
                 raise _misfit(f"{name} is {getattr(self, name)!r}; it must be a whole number, 0 or more.")
         for name in ("relative_buckets", "relative_distance"):
             self._check_count(name)
+        if self.relative_buckets < 4 or self.relative_distance <= self.relative_buckets // 2:
+            raise _misfit(
+                f"relative_buckets is {self.relative_buckets} and relative_distance {self.relative_distance}; wanted 4 "
+                "buckets or more, and a distance of more than half of them."
+            )
         self._check_linear()
         self._check_heads()
 
