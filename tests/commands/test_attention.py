@@ -128,6 +128,14 @@ def test_a_model_with_linear_attention_is_shown_too(call, tiny, tmp_path):
     assert (weights.triu(1) == 0).all() and (torch.tensor(found["scores"]) > 0).all()
 
 
+def test_a_prompt_of_a_prefix_model_is_seen_both_ways(call, tiny, tmp_path):
+    config = ModelConfig(**SHAPE, prefix_lm=True, model_type="llmctl")
+    (tmp_path / "prefix").mkdir()
+    save_checkpoint(tmp_path / "prefix", initialise(Transformer(config), seed=5), config, tokenizer_from=tiny)
+    found = numbers(call("attention", "prefix", "-p", TEXT, "--json"))
+    assert (torch.tensor(found["weights"]) > 0).all()
+
+
 @pytest.mark.parametrize(("name", "begins"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.json", b'{"schema"')])
 def test_a_file_is_written_and_not_replaced_unasked(call, tiny, tmp_path, name, begins):
     line = ["attention", tiny, "-p", TEXT, "-o", name]
