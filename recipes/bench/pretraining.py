@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 SHAPE = {"vocab": 8192, "width": 384, "layers": 6, "heads": 6, "context": 256}
@@ -37,32 +38,38 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         options.tokens = options.tokens or made(Path(scratch))
         names = ["llmctl", "llmctl-llama", "transformers"] + ["nanogpt"] * bool(options.nanogpt)
-        workers = {name: started(name, options) for name in names}
-        rounds = {name: [] for name in names}
-        losses = dict.fromkeys(names, 0.0)
-        for _ in range(options.rounds):
-            for name, worker in workers.items():
-                worker.stdin.write("go\n")
-                worker.stdin.flush()
-                seconds, losses[name] = json.loads(worker.stdout.readline())
-                rounds[name].append(options.steps * ROWS * SHAPE["context"] / seconds)
-        for worker in workers.values():
-            worker.stdin.close()
-            worker.wait()
-    speed = {name: statistics.median(found) for name, found in rounds.items()}
-    best = max(value for name, value in speed.items() if not name.startswith("llmctl"))
-    print(
-        json.dumps(
-            {
-                "tokens_per_second": {name: round(value, 1) for name, value in speed.items()},
-                "rounds": {name: [round(value) for value in found] for name, found in rounds.items()},
-                "ratio": round(speed["llmctl"] / best, 3),
-                "last_loss": {name: round(value, 4) for name, value in losses.items()},
-                "shape": SHAPE | {"rows": ROWS, "dtype": options.dtype},
-            },
-            indent=2,
-        )
-    )
+        passed = ["--dtype", options.dtype, *(["--nanogpt", str(options.nanogpt)] if options.nanogpt else [])]
+        raced = race(__file__, names, options, passed)
+    best = max(value for name, value in raced["tokens_per_second"].items() if not name.startswith("llmctl"))
+    raced["ratio"] = round(raced["tokens_per_second"]["llmctl"] / best, 3)
+    print(json.dumps(raced | {"shape": SHAPE | {"rows": ROWS, "dtype": options.dtype}}, indent=2))
+
+
+def race(script: str, names: list[str], options: argparse.Namespace, passed: list[str]) -> dict[str, dict]:
+    """Tokens/s of each contender, the median over rounds in which they take turns, and its loss over the last.
+
+    Args:
+        script: what each runs as a process of its own, with `--worker NAME`.
+        options: with rounds, steps and tokens.
+        passed: further options of a worker.
+    """
+    workers = {name: started(script, name, options, passed) for name in names}
+    rounds: dict[str, list[float]] = {name: [] for name in names}
+    losses = dict.fromkeys(names, 0.0)
+    for _ in range(options.rounds):
+        for name, worker in workers.items():
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+            seconds, tokens, losses[name] = json.loads(worker.stdout.readline())
+            rounds[name].append(tokens / seconds)
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    return {
+        "tokens_per_second": {name: round(statistics.median(found), 1) for name, found in rounds.items()},
+        "rounds": {name: [round(value) for value in found] for name, found in rounds.items()},
+        "last_loss": {name: round(value, 4) for name, value in losses.items()},
+    }
 
 
 def made(scratch: Path) -> Path:
@@ -75,25 +82,31 @@ def made(scratch: Path) -> Path:
     return scratch / "tokens"
 
 
-def started(name: str, options: argparse.Namespace) -> subprocess.Popen:
+def started(script: str, name: str, options: argparse.Namespace, passed: list[str]) -> subprocess.Popen:
     """A contender's process, its model built and its first steps taken."""
-    command = [sys.executable, __file__, "--worker", name, "--tokens", options.tokens, "--steps", str(options.steps)]
-    command += ["--dtype", options.dtype, *(["--nanogpt", options.nanogpt] if options.nanogpt else [])]
-    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, script, "--worker", name, "--tokens", options.tokens, "--steps", str(options.steps)]
+    worker = subprocess.Popen([*command, *passed], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert worker.stdout.readline() == "ready\n", f"{name} did not start"
     return worker
 
 
 def work(options: argparse.Namespace) -> None:
-    """Take some steps for each line on stdin, and answer with the seconds and the mean loss."""
+    """Take steps as this contender."""
+    tokens = ROWS * SHAPE["context"]
     step = (ours if options.worker.startswith("llmctl") else bare)(options)
+    serve(lambda: (tokens, step()), options.steps)
+
+
+def serve(step: Callable[[], tuple[int, float]], steps: int) -> None:
+    """Take some steps for each line on stdin, and answer with the seconds, the tokens and the mean loss."""
     for _ in range(WARM):
         step()
     print("ready", flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
-        losses = [step() for _ in range(options.steps)]
-        print(json.dumps([time.perf_counter() - start, sum(losses) / len(losses)]), flush=True)
+        taken = [step() for _ in range(steps)]
+        seconds = time.perf_counter() - start
+        print(json.dumps([seconds, sum(n for n, _ in taken), sum(loss for _, loss in taken) / steps]), flush=True)
 
 
 def ours(options: argparse.Namespace):
