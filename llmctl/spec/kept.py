@@ -5,6 +5,7 @@ torch's fused kernels keep.
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.setting import ELEMENT, TARGETS, Setting
@@ -56,7 +57,7 @@ def of_layer(config: ModelConfig, setting: Setting, rows: Rows, window: int | No
     sums["norms of q and k"] = _norms_of_q_and_k(config, setting)
     sums["inputs of the matrices"] = h * e * _copies(setting, "q", "k", "v")
     if rows.source:
-        for name, size in _softmax(config, setting, rows.tokens, rows.source, False, None).items():
+        for name, size in _softmax(config, setting, rows.tokens, rows.source, False, None, True).items():
             sums[name] += size
         later = _copies(setting, "k", "v") * rows.source / rows.tokens if setting.autocast else 0  # else: of all layers
         sums["inputs of the matrices"] += h * e * (_copies(setting, "q") + later)
@@ -132,22 +133,35 @@ def _of_mlp(config: ModelConfig, learning: bool) -> int:
 
 
 def _softmax(
-    config: ModelConfig, setting: Setting, queries: int, keys: int, causal: bool, window: int | None
+    config: ModelConfig,
+    setting: Setting,
+    queries: int,
+    keys: int,
+    causal: bool,
+    window: int | None,
+    crossing: bool = False,
 ) -> dict[str, float]:
     """Of attention of `queries` on `keys` tokens of a row."""
     e, a = ELEMENT[setting.dtype], config.heads
     q, kv, ratio = a * config.head_dim, config.kv_heads * config.head_dim, keys / queries
     short, drops = explicit(config, setting, max(queries, keys)), config.dropout > 0
-    wide = drops and setting.device == "cpu"  # torch then falls back to plain operations in fp32
-    masked = not short and (setting.packed or (window or keys) < keys) and config.position != "alibi"
+    biased = config.position == "relative" and not crossing
+    wide = not short and (drops or biased) and setting.device == "cpu"  # torch falls back to plain operations in fp32
+    apart = setting.packed or config.kind != "decoder"  # padding of those that see both ways is hidden always
+    masked = (apart or (window or keys) < keys) and config.position != "alibi"
+    masks = e * keys * (a if biased else 1) / (1 if apart else setting.batch) if masked or biased else 0
     found = {
         "queries": q * (4 if wide else e),
         "keys and values": 2 * ratio * (4 * q if wide else e * q if short else e * kv),
         "attention output": q * e if "out" in _need(setting) or not short else 0,
         "attention statistics": 0 if short or wide else 4 * a,
-        "attention weights": a * (e * _kept_keys(queries, keys, causal) if short else 12 * keys if wide else 0),
-        "attention masks": e * keys / (1 if setting.packed else setting.batch) if masked and not wide else 0,
+        "attention weights": 0,
+        "attention masks": 0 if short or wide else masks,
     }
+    if short:
+        found["attention weights"] = a * e * _kept_keys(queries, keys, causal)
+    elif wide:
+        found["attention weights"] = a * keys * (12 if drops else 4)
     if config.attention_softcap:
         found |= _capped(setting, a, q, keys, ratio)
     return found
@@ -168,16 +182,21 @@ def _capped(setting: Setting, a: int, q: int, keys: int, ratio: float) -> dict[s
 def _linear(
     config: ModelConfig, setting: Setting, queries: int, keys: int, causal: bool, window: int | None
 ) -> dict[str, float]:
-    """Of linear attention in chunks."""
-    e, a, d = ELEMENT[setting.dtype], config.heads, config.head_dim
+    """Of linear attention in whole chunks: features, each chunk's copies of them, its weights and its sums."""
+    e, a, kv, d = ELEMENT[setting.dtype], config.heads, config.kv_heads, config.head_dim
     chunk = min(LINEAR_CHUNK, queries)
+    full = chunk * ceil(queries / chunk) / queries  # the last chunk is filled up
+    turned, both = config.position == "rope", not causal
+    inside = chunk / queries / setting.batch  # which tokens of a chunk see each other
+    if setting.packed or both:
+        inside = 1 + (1 + both) * (a // kv + 1) / chunk
     return {
-        "queries": a * d * e,
-        "keys and values": 2 * config.kv_heads * d * e,
-        "attention output": a * d * e,
-        "attention statistics": 0,
-        "attention weights": a * chunk * e,
-        "attention masks": 0,
+        "queries": e * a * d * (1 + full * (2 + turned)),
+        "keys and values": e * kv * d * (1 + full * (4 + turned + 2 * both)),
+        "attention output": e * a * d if "out" in _need(setting) else 0,
+        "attention statistics": full * ((4 + e) * a + e * kv * d * (d + 1) * (1 + both) / chunk),
+        "attention weights": e * a * chunk * full,
+        "attention masks": e * chunk * full * inside,
     }
 
 

@@ -81,6 +81,10 @@ MODELS = {
     "t5 1.0": T5_OLD,
     "bart": BART,
 }
+LINEAR = {
+    "causal": LLAMA.resized(attention="linear"),
+    "both ways": LLAMA.resized(attention="linear", kind="encoder", position="sinusoidal"),
+}
 SOURCE = 32  # tokens of an encoder's row beside a decoder's
 # Not counted by the formulas: 16-bit copies of norms' weights and the like, a few hundred bytes.
 SLACK = 0.002
@@ -88,6 +92,20 @@ SLACK = 0.002
 
 def made(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Transformer:
     return initialise(Transformer(config, "cpu", dtype), 0).train()
+
+
+def made_for(config: ModelConfig, regime: str, packed: bool, rows: int, block: int) -> tuple[Setting, Transformer]:
+    """A setting and its model: fp32, autocast, or all of it in 16 bits (pure)."""
+    dtype, precision = ("fp32", "pure") if regime == "fp32" else ("bf16", regime)
+    source = SOURCE if config.kind == "encoder-decoder" else None
+    setting = Setting(
+        batch=rows, sequence=block, source=source, dtype=dtype, precision=precision, device="cpu", packed=packed
+    )
+    return setting, made(config, torch.bfloat16 if regime == "pure" else torch.float32)
+
+
+def near(size: int) -> object:
+    return pytest.approx(size, rel=SLACK)
 
 
 def batch(config: ModelConfig, rows: int, block: int) -> Batch:
@@ -144,23 +162,25 @@ def predicted(config: ModelConfig, setting: Setting) -> int:
 @pytest.mark.parametrize("regime", ["fp32", "autocast", "pure"])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_tensors_that_autograd_keeps_have_the_predicted_bytes(name, regime, packed):
-    config = MODELS[name]
-    dtype, precision = ("fp32", "pure") if regime == "fp32" else ("bf16", regime)
-    source = SOURCE if config.kind == "encoder-decoder" else None
-    setting = Setting(
-        batch=4, sequence=48, source=source, dtype=dtype, precision=precision, device="cpu", packed=packed
-    )
-    model = made(config, torch.bfloat16 if regime == "pure" else torch.float32)
-    assert saved(model, setting, batch(config, 4, 48)) == pytest.approx(predicted(config, setting), rel=SLACK)
+    setting, model = made_for(MODELS[name], regime, packed, 4, 48)
+    assert saved(model, setting, batch(MODELS[name], 4, 48)) == near(predicted(MODELS[name], setting))
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "whole"])
-@pytest.mark.parametrize("name", ["llama", "mistral", "bloom"])
+@pytest.mark.parametrize("regime", ["fp32", "autocast", "pure"])
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_attention_keeps_chunks_and_their_sums(name, regime, packed):
+    setting, model = made_for(LINEAR[name], regime, packed, 2, 2 * CHUNK)
+    assert saved(model, setting, batch(LINEAR[name], 2, 2 * CHUNK)) == near(predicted(LINEAR[name], setting))
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "whole"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "bloom", "bert", "t5", "bart", "gemma2"])
 @pytest.mark.parametrize("block", [QUERIES + 44, LONGEST + 6])
 def test_long_rows_keep_what_their_kernel_of_attention_keeps(name, block, packed):
     config = MODELS[name].resized(layers=2, context=2048, window_layers=None)
-    setting = Setting(batch=1, sequence=block, device="cpu", packed=packed)
-    assert saved(made(config), setting, batch(config, 1, block)) == pytest.approx(predicted(config, setting), rel=SLACK)
+    setting, model = made_for(config, "autocast", packed, 1, block)
+    assert saved(model, setting, batch(config, 1, block)) == near(predicted(config, setting))
 
 
 def peak(work: Callable[[], None]) -> int:
