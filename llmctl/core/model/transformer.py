@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmctl.core.model.cache import Cache
-from llmctl.core.model.layers import ACTIVATIONS, Block, Embedding, LayerNorm, Linear, Stack, norm_of
+from llmctl.core.model.layers import ACTIVATIONS, Block, Embedding, Linear, Stack
 from llmctl.core.model.memory import EncoderInput, Memory
+from llmctl.core.model.norms import LayerNorm, norm_of
 from llmctl.core.model.position import sinusoids
 from llmctl.errors import Exit, UserError
 from llmctl.spec.model import ModelConfig

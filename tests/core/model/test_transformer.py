@@ -8,8 +8,9 @@ import torch
 
 from llmctl.core.model.cache import cache_for
 from llmctl.core.model.init import initialise
-from llmctl.core.model.layers import ACTIVATIONS, NORMS, PLACES
+from llmctl.core.model.layers import ACTIVATIONS, PLACES
 from llmctl.core.model.memory import EncoderInput
+from llmctl.core.model.norms import NORMS
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import UserError
 from llmctl.spec.model import Activation, Norm, NormPlace

@@ -1,4 +1,4 @@
-"""Every objective: trains its kind of model, the same however a step is cut, and the same however a run is broken off."""
+"""Every objective trains its kind of model, the same however a step is cut and however a run is broken off."""
 
 from dataclasses import replace
 from hashlib import sha256
