@@ -72,6 +72,21 @@ _llmctl() {
         "generate --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
         "generate --format") _llmctl_words "auto lines jsonl text"; return ;;
         "generate --config") _llmctl_files -f; return ;;
+        "fill-mask -p"|"fill-mask --prompt"|"fill-mask --field"|"fill-mask --batch-size"|"fill-mask --device"|"fill-mask --threads"|"fill-mask --top-k") :; return ;;
+        "fill-mask --format") _llmctl_words "auto lines jsonl text"; return ;;
+        "fill-mask --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "fill-mask --config") _llmctl_files -f; return ;;
+        "embed -p"|"embed --prompt"|"embed --field"|"embed --batch-size"|"embed --device"|"embed --threads"|"embed --max-tokens") :; return ;;
+        "embed --format") _llmctl_words "auto lines jsonl text"; return ;;
+        "embed --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "embed -o"|"embed --out"|"embed --config") _llmctl_files -f; return ;;
+        "embed --pooling") _llmctl_words "mean cls last"; return ;;
+        "classify -p"|"classify --prompt"|"classify --field"|"classify --batch-size"|"classify --device"|"classify --threads"|"classify --pair"|"classify --pair-field"|"classify --threshold"|"classify --max-tokens") :; return ;;
+        "classify --format") _llmctl_words "auto lines jsonl text"; return ;;
+        "classify --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "classify --level") _llmctl_words "sequence token"; return ;;
+        "classify --aggregation") _llmctl_words "first simple"; return ;;
+        "classify --config") _llmctl_files -f; return ;;
         "eval-ppl --device"|"eval-ppl --threads"|"eval-ppl --window"|"eval-ppl --stride"|"eval-ppl --field"|"eval-ppl --limit"|"eval-ppl --batch-tokens"|"eval-ppl --fail-over") :; return ;;
         "eval-ppl --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
         "eval-ppl --split") _llmctl_words "heldout train"; return ;;
@@ -115,6 +130,9 @@ _llmctl() {
         "detokenize") words="--json --no-json -q --quiet --no-quiet --color --no-color --tokenizer --field --split --special --no-special --limit --config -h --help" ;;
         "pretrain") words="-o --out --force --no-force --dry-run --no-dry-run --preset --family --kind --layers --encoder-layers --width --heads --kv-heads --head-dim --ff --context --window --position --attention --head --steps --epochs --tokens --batch-tokens --block --micro-batch --optimizer --lr --min-lr --muon-lr --schedule --warmup --decay --beta1 --beta2 --adam-eps --weight-decay --clip --recompute --no-recompute --compile --no-compile --cross-document --no-cross-document --mask-rate --whole-word --no-whole-word --random-share --keep-share --noise-density --mean-span --denoise-rate --text-infilling --no-text-infilling --sentence-permutation --no-sentence-permutation --token-masking --no-token-masking --token-deletion --no-token-deletion --document-rotation --no-document-rotation --fim-rate --spm-rate --eval-every --eval-tokens --save-every --tensorboard --no-tensorboard --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --from --objective --seed --config -h --help" ;;
         "generate") words="--temperature --top-k --top-p --min-p --repetition-penalty --max-tokens --n --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -p --prompt --format --field --output-field --stop --special --no-special --seed --batch-size --config -h --help" ;;
+        "fill-mask") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --top-k --config -h --help" ;;
+        "embed") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -o --out --force --no-force --pooling --normalize --no-normalize --max-tokens --config -h --help" ;;
+        "classify") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --pair --pair-field --level --aggregation --threshold --max-tokens --config -h --help" ;;
         "eval-ppl") words="--device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --window --stride --bos --no-bos --split --field --format --documents --errors --limit --batch-tokens --fail-over --config -h --help" ;;
         "memcalc") words="--preset --family --kind --layers --encoder-layers --width --heads --kv-heads --head-dim --ff --context --window --position --attention --head --mode --batch --sequence --source --scored --dtype --precision --gradients-fp32 --no-gradients-fp32 --optimizer --device --packed --no-packed --recompute --no-recompute --fused-attention --no-fused-attention --loss-chunk --lora-rank --lora-targets --quantize --zero --data-parallel --tensor-parallel --sequence-parallel --no-sequence-parallel --pipeline-parallel --implementation --json --no-json -q --quiet --no-quiet --color --no-color --vocab-size --rule --fit --solve --tokens --flops --config -h --help" ;;
         "inspect") words="--json --no-json -q --quiet --no-quiet --color --no-color --diff --config -h --help" ;;
@@ -128,13 +146,16 @@ _llmctl() {
         return
     fi
     case "$command" in
-        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain generate eval-ppl memcalc inspect attention verify plot completion" ;;
+        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain generate fill-mask embed classify eval-ppl memcalc inspect attention verify plot completion" ;;
         "corpus") _llmctl_words "docs source summaries" ;;
         "train-tokenizer") _llmctl_files -f ;;
         "tokenize") _llmctl_files -f ;;
         "detokenize") _llmctl_files -f ;;
         "pretrain") _llmctl_files -f ;;
         "generate") _llmctl_files -f ;;
+        "fill-mask") _llmctl_files -f ;;
+        "embed") _llmctl_files -f ;;
+        "classify") _llmctl_files -f ;;
         "eval-ppl") _llmctl_files -f ;;
         "memcalc") _llmctl_files -f ;;
         "inspect") _llmctl_files -f ;;

@@ -15,10 +15,13 @@ from typer.main import get_command
 
 from llmctl import __version__
 from llmctl.commands.attention import attention
+from llmctl.commands.classify import classify
 from llmctl.commands.completion import completion
 from llmctl.commands.corpus import corpus
 from llmctl.commands.detokenize import detokenize
+from llmctl.commands.embed import embed
 from llmctl.commands.eval_ppl import eval_ppl
+from llmctl.commands.fill_mask import fill_mask
 from llmctl.commands.generate import generate
 from llmctl.commands.inspect import inspect
 from llmctl.commands.memcalc import memcalc
@@ -38,6 +41,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "detokenize": detokenize,
     "pretrain": pretrain,
     "generate": generate,
+    "fill-mask": fill_mask,
+    "embed": embed,
+    "classify": classify,
     "eval-ppl": eval_ppl,
     "memcalc": memcalc,
     "inspect": inspect,

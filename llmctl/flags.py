@@ -15,6 +15,7 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from llmctl.errors import Exit, UserError
+from llmctl.spec.sample import Format
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 GENERAL = "General options"
@@ -55,6 +56,32 @@ class Compute:
             raise UserError(f"--device is {self.device!r}; wanted auto, cpu, cuda, cuda:N or mps.", code=Exit.USAGE)
         if self.threads < 0:
             raise UserError(f"--threads is {self.threads}; wanted 0 or more.", code=Exit.USAGE)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Input.
+
+    Raises:
+        UserError: no texts, or from two places; an impossible size of a batch.
+    """
+
+    file: Annotated[str | None, typer.Argument(help="Texts, a line each or a JSON record a line; - for stdin.")] = None
+    prompt: Annotated[tuple[str, ...], typer.Option("--prompt", "-p", help="A text; repeatable.")] = ()
+    format: Annotated[
+        Format, "FILE holds lines, JSON lines (jsonl), or is one text (text); auto: by name or content."
+    ] = "auto"
+    field: Annotated[str | None, "Field of a record that holds the text; default: text, or else prompt."] = None
+    special: Annotated[bool, "Read special tokens typed in a text as such."] = False
+    batch_size: Annotated[int, "Texts read by the model at a time."] = 32
+
+    def __post_init__(self) -> None:
+        if self.prompt and self.file is not None:
+            raise UserError(f"Texts come from -p or from {self.file}, not both.", "Leave one out.", Exit.USAGE)
+        if not self.prompt and self.file is None:
+            raise UserError("There is no text.", 'Add -p "A text.", a FILE, or - for stdin.', Exit.USAGE)
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size is {self.batch_size}, wanted 1 or more.", code=Exit.USAGE)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ LOADED = {
     "llmctl.console": ("rich", "llmctl.errors", "llmctl.flags", "llmctl.spec"),
     "llmctl.signals": (),
     "llmctl.follow": ("llmctl.errors", "llmctl.console", "llmctl.signals"),
+    "llmctl.records": ("typer", "llmctl.errors", "llmctl.console", "llmctl.flags"),
     "llmctl.commands": ("typer", "llmctl.errors", "llmctl.flags", "llmctl.spec"),
     "llmctl.cli": ("typer", "llmctl.errors", "llmctl.program", "llmctl.commands"),
     "llmctl.core": ("*", "llmctl.errors", "llmctl.spec", "llmctl.core"),
@@ -45,20 +46,21 @@ NEVER = {
 # Dispatch by the name of a choice, where the dict lies far from the Literal that the flag shows.
 CHOICES = [
     ("llmctl.core.model.layers.ACTIVATIONS", "llmctl.spec.model.Activation"),
-    ("llmctl.core.model.layers.NORMS", "llmctl.spec.model.Norm"),
+    ("llmctl.core.model.norms.NORMS", "llmctl.spec.model.Norm"),
     ("llmctl.core.model.layers.PLACES", "llmctl.spec.model.NormPlace"),
     ("llmctl.core.model.transformer.DENSE", "llmctl.spec.model.ClassifierDense"),
     ("llmctl.core.model.layers.ATTENTIONS", "llmctl.spec.model.AttentionKind"),
     ("llmctl.core.model.cache.CACHES", "llmctl.spec.model.AttentionKind"),
     ("llmctl.core.model.position._SCALED", "llmctl.spec.model.RopeKind"),
     ("llmctl.core.train.objectives.OBJECTIVES", "llmctl.spec.noise.Objective"),
+    ("llmctl.core.infer.embed.POOLINGS", "llmctl.spec.sentence.Pooling"),
+    ("llmctl.core.infer.embed.ACTIVATIONS", "llmctl.spec.sentence.Activation"),
     ("llmctl.completions.WRITERS", "llmctl.commands.completion.Shell"),
     ("llmctl.core.text.train.TRAINERS", "llmctl.spec.data.Algorithm"),
     ("llmctl.core.text.patterns.PATTERNS", "llmctl.spec.data.Words"),
     ("llmctl.core.data.encode.SAMPLE_BYTES", "llmctl.spec.data.Algorithm"),
     ("llmctl.spec.presets.PRESETS", "llmctl.spec.presets.PresetName"),
     ("llmctl.spec.presets.FRESH", "llmctl.spec.presets.FamilyName"),
-    ("llmctl.spec.families.FAMILIES", "llmctl.spec.presets.FamilyName"),
 ]
 
 

@@ -196,7 +196,8 @@ def test_labels_come_in_the_order_of_their_numbers_with_what_they_are_for():
     base = headed(BERT, "BertForSequenceClassification")
     named = config_of({**base, "id2label": {"1": "yes", "0": "no", "2": "perhaps"}})
     assert (named.labels, named.problem) == (("no", "yes", "perhaps"), "single_label")
-    assert config_of({**base, "num_labels": 1}).problem == "regression"
+    assert config_of({**base, "num_labels": 1}).problem == "single_label"  # one probability
+    assert config_of({**base, "num_labels": 1, "problem_type": "regression"}).problem == "regression"
     assert config_of({**base, "problem_type": "multi_label_classification"}).problem == "multi_label"
     written = FAMILIES["bert"].to_json(named)
     assert written["id2label"] == {"0": "no", "1": "yes", "2": "perhaps"} and written["label2id"]["yes"] == 1

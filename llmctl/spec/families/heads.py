@@ -33,8 +33,7 @@ def read_heads(fields: Fields, prefix: str, known: dict[str, dict], default: str
     if classifier != "none":
         heads["labels"] = _labels(fields, labels)
     if classifier == "sequence":
-        usual = "regression" if len(heads["labels"]) == 1 else "single_label_classification"
-        heads["problem"] = fields.one_of("problem_type", _PROBLEMS, usual)
+        heads["problem"] = fields.one_of("problem_type", _PROBLEMS, "single_label_classification")
     return heads
 
 
@@ -43,10 +42,11 @@ def heads_json(config: ModelConfig) -> dict:
     if not config.labels:
         return {}
     spelled = {ours: theirs for theirs, ours in _PROBLEMS.items()}
+    said = config.classifier == "sequence" and (config.problem != "single_label" or len(config.labels) > 1)
     return {
         "id2label": {str(i): label for i, label in enumerate(config.labels)},
         "label2id": {label: i for i, label in enumerate(config.labels)},
-        "problem_type": spelled[config.problem] if config.classifier == "sequence" else None,
+        "problem_type": spelled[config.problem] if said else None,
     }
 
 
