@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from math import ceil
 from subprocess import run
 
 import pytest
@@ -12,7 +13,7 @@ from llmctl.spec.kept import Rows
 from llmctl.spec.memory import classic, estimate, kv_cache, solve, trainable_parameters
 from llmctl.spec.setting import Setting
 from llmctl.spec.sizes import flops_per_token, forward_flops, matrix_parameters, parameters, spent_flops
-from tests.spec.configs import GPT_3, RELEASED, llama, plain
+from tests.spec.configs import GPT_3, RELEASED, bart, bert, gemma, llama, plain, t5
 
 LLAMA_3 = RELEASED["Llama-3 8B"][0]
 LLAMA_2 = RELEASED["Llama-2 7B"][0]
@@ -90,6 +91,55 @@ def test_a_window_bounds_the_cache_in_the_layers_that_have_it():
     assert kv_cache(mistral, 32768, 2) == kv_cache(mistral, 4096, 2)
     half = mistral.resized(window_layers=tuple(range(16)))
     assert kv_cache(half, 32768, 2) == (kv_cache(mistral, 4096, 2) + kv_cache(LLAMA_3, 32768, 2)) // 2
+
+
+def test_an_encoder_keeps_no_cache_and_a_decoder_beside_one_keeps_its_sources_keys_too():
+    model = bart(768, 6, 12)
+    each = 2 * 2 * 768 * 6  # keys and values of a token, in 16 bits
+    assert kv_cache(bert(30522, 768, 12, 12), 512, 2) == 0
+    assert kv_cache(model, 100, 2, source=300) == 400 * each
+    setting = Setting(mode="inference", sequence=100, source=300, batch=2)
+    assert estimate(model, setting).kv_cache == 2 * 400 * each
+    assert estimate(bert(30522, 768, 12, 12), Setting(mode="inference")).kv_cache == 0
+
+
+def test_linear_attention_keeps_sums_whose_size_no_number_of_tokens_changes():
+    model = LLAMA_3.resized(attention="linear")
+    sums = 4 * 32 * 8 * (128 * 128 + 128)  # fp32: layers, heads, D x D and D
+    assert kv_cache(model, 10, 2) == kv_cache(model, 10**6, 2) == sums
+    assert sums < kv_cache(LLAMA_3, 150, 2)
+
+
+def test_what_is_asked_for_decides_on_logits():
+    """An encoder's loss meets 15 % of the tokens; a model without a head for tokens has no logits."""
+    model, whole = bert(30522, 768, 12, 12), {"loss_chunk": 0, "batch": 8, "sequence": 512, "dtype": "fp32"}
+    few, all_ = (estimate(model, Setting(**whole, scored=share)).logits for share in (None, 1.0))
+    assert few == 12 * 30522 * ceil(0.15 * 4096) and all_ == 12 * 30522 * 4096
+    bare = estimate(model.resized(lm_head=False), Setting(**whole))
+    assert bare.logits == 0 and "gradient of the head" not in dict(bare.parts)
+    assert estimate(model.resized(lm_head=False), Setting(mode="inference")).logits == 0
+
+
+def test_capped_scores_are_all_kept_and_capped_logits_in_fp32():
+    """Gemma 2: no fused kernel caps scores."""
+    model = gemma(2304, 26, 8, 4, 9216)
+    capped = model.resized(attention_softcap=50.0, logit_softcap=30.0)
+    parts, more = (dict(estimate(one, Setting(sequence=4096)).parts) for one in (model, capped))
+    assert "attention weights" not in parts
+    assert more["attention weights"] == 26 * 8 * 4096**2 * 8  # layers, heads, pairs; tanh and weights
+    pure = {"sequence": 4096, "precision": "pure"}
+    assert 10 * estimate(capped, Setting(**pure)).logits == 12 * estimate(model, Setting(**pure)).logits
+
+
+def test_adapters_are_on_cross_attention_too():
+    model = t5(512, 6, 8, 2048)
+    setting = Setting(lora_rank=2, lora_targets=("q",))
+    assert trainable_parameters(model, setting) == 2 * (6 + 6 + 6) * (512 + 512)
+    assert estimate(model, setting).optimizer == 8 * trainable_parameters(model, setting)
+    lengths = {"sequence": 5, "source": 20}
+    met = 6 * (20 + 5 + 5) / 25  # matrices that a token passes through, on average
+    with_them, without = (spent_flops(model, replace(setting, **lengths, lora_targets=one)) for one in (("q",), ()))
+    assert with_them - without == pytest.approx(6 * 2 * (512 + 512) * met, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -223,8 +273,27 @@ def test_settings_that_exclude_each_other_are_refused():
         estimate(LLAMA_3, Setting(tensor_parallel=3))
     with pytest.raises(UserError, match="--pipeline-parallel 33"):
         estimate(LLAMA_3, Setting(pipeline_parallel=33))
-    with pytest.raises(UserError, match="Llama, Mistral and Qwen2 only"):
-        estimate(GPT_3, Setting(implementation="hf", precision="pure"))
+    with pytest.raises(UserError, match="--source is 5"):
+        estimate(LLAMA_3, Setting(source=5))
+    with pytest.raises(UserError, match="--pipeline-parallel 2 splits one stack"):
+        estimate(t5(512, 6, 8, 2048), Setting(pipeline_parallel=2))
+    for options, words in (
+        ({"scored": 0}, "--scored is 0"),
+        ({"scored": 1.5}, "--scored"),
+        ({"source": 0}, "--source"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Setting(**options)
+
+
+@pytest.mark.parametrize("model", [GPT_3, bert(100, 8, 1, 2), t5(8, 1, 2, 16), gemma(64, 1, 2, 1, 176)])
+def test_other_implementations_refuse_layers_that_are_not_theirs(model):
+    with pytest.raises(UserError, match="Llama, Mistral and Qwen2 only") as caught:
+        estimate(model, Setting(implementation="hf", precision="pure"))
+    assert caught.value.code == Exit.MISMATCH
+    if model is not GPT_3:
+        with pytest.raises(UserError, match="--implementation megatron knows the layers of GPT only"):
+            estimate(model, Setting(implementation="megatron"))
 
 
 def test_operations_of_lora_recompute_and_inference():

@@ -3,7 +3,7 @@
 import pytest
 
 from llmctl.spec.sizes import chinchilla_tokens, flops_per_token, forward_flops, matrix_parameters, parameters, six_n
-from tests.spec.configs import GPT_3, RELEASED, llama, plain
+from tests.spec.configs import GPT_3, RELEASED, bert, llama, plain, t5
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -50,6 +50,38 @@ def test_a_causal_mask_halves_attention_and_a_window_bounds_it():
     assert forward_flops(window, 16) - linear == 2 * 4 * 8 * 4
     met = sum(min(i, 4) for i in range(1, 17)) / 16
     assert forward_flops(window, 16, causal=True) - linear == 2 * 4 * 8 * met
+
+
+def test_an_encoder_sees_both_ways_and_its_head_meets_the_tokens_that_are_asked_for():
+    model = bert(100, 8, 3, 2)
+    layers, head = 3 * (4 * 8 * 8 + 2 * 8 * 32), 100 * 8 + 8 * 8  # the head's own layer before its matrix
+    attention = 3 * 2 * (2 * 8 * 16)
+    assert forward_flops(model, 16, scored=0.5) == 2 * layers + head + attention
+    assert forward_flops(model, 16, causal=True, scored=0.5) == forward_flops(model, 16, scored=0.5)
+    assert forward_flops(model, 16) == round(2 * layers + 0.15 * 2 * head + attention)
+    windowed = model.resized(window=4)  # 3 tokens before, itself and 3 after, fewer at the ends
+    met = sum(min(15, i + 3) - max(0, i - 3) + 1 for i in range(16)) / 16
+    assert forward_flops(windowed, 16, scored=0.5) == 2 * layers + head + round(3 * 4 * 8 * met)
+
+
+def test_each_matrix_of_an_encoder_decoder_counts_for_the_tokens_that_pass_through_it():
+    model, wide = t5(8, 2, 1, 24).resized(encoder_layers=3), 64  # one head of 64
+    mlp, four = 2 * 8 * 24, 4 * 8 * wide
+    source, target = 20, 5
+    encoder = 3 * (four + mlp) * source + 2 * (2 * 8 * wide) * source  # and keys and values for the decoder
+    decoder = 2 * (four + 2 * 8 * wide + mlp) * target + 32128 * 8 * target
+    attention = 2 * wide * (3 * source * source + 2 * target * target + 2 * target * source)
+    row = 2 * (encoder + decoder + attention)
+    assert forward_flops(model, target, source=source) == round(row / (source + target))
+    assert matrix_parameters(model) == 3 * (four + mlp) + 2 * (2 * four + mlp) + 32128 * 8
+
+
+def test_linear_attention_costs_the_same_for_each_token_of_any_row():
+    model = llama(100, 64, 2, 4, 2, 176, 8192, attention="linear", position="none")
+    first, later = (forward_flops(model, length) for length in (64, 8192))
+    assert first == later
+    chunk, state = 4 * (4 * 64 * 16), 2 * 4 * 16 * 16 + 2 * 2 * 16 * 16  # read by 4 heads, added to by 2
+    assert first - 2 * matrix_parameters(model) == 2 * (chunk + state)
 
 
 def test_chinchilla_asks_for_twenty_tokens_a_parameter():
