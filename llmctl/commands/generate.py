@@ -80,7 +80,10 @@ def generate(
 
     console = Console(shown)
     checkpoint = Checkpoint.open(path)
-    tokenizer, rules = checkpoint.tokenizer(), Rules.of(checkpoint.generation or read_config_json(path), config)
+    said = checkpoint.generation or read_config_json(path)
+    tokenizer, rules = checkpoint.tokenizer(), Rules.of(said, config)
+    if said.get("num_beams") not in (None, 1):
+        console.warn(f"{path} asks for a search with {said['num_beams']} beams, which is not done: tokens come singly.")
     for text in prompt:
         prompt_ids(tokenizer, text, config, special)  # what is wrong is said before the weights are read
     typed = (Request(number, text) for number, text in enumerate(prompt))
