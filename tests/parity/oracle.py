@@ -172,7 +172,7 @@ CONFIGS: dict[str, Callable[[], object]] = {
     "llama-longrope": llama_like(
         LlamaConfig,
         max_position_embeddings=96,
-        rope_parameters=longrope(4, factor=4.0, original_max_position_embeddings=24),
+        rope_parameters=longrope(4, factor=2.0, original_max_position_embeddings=24),
     ),
     "olmo2": llama_like(Olmo2Config, pad_token_id=None),
     "olmo2-tied-biases": llama_like(
@@ -182,11 +182,11 @@ CONFIGS: dict[str, Callable[[], object]] = {
         tie_word_embeddings=True,
         attention_bias=True,
         rms_norm_eps=1e-3,
-        hidden_act="gelu_new",
+        hidden_act="gelu_pytorch_tanh",
         rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
     ),
     "gpt_neox": gpt_neox(),
-    "gpt_neox-serial": gpt_neox(use_parallel_residual=False, hidden_act="gelu_new", layer_norm_eps=1e-3),
+    "gpt_neox-serial": gpt_neox(use_parallel_residual=False, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-3),
     "gpt_neox-tied-no-biases": gpt_neox(
         tie_word_embeddings=True,
         attention_bias=False,

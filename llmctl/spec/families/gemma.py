@@ -145,7 +145,8 @@ def _windowed(config: ModelConfig) -> tuple[int, ...]:
 
 
 def _scalar(scale: float) -> int:
-    return max(1, round(min(1 / scale / scale, 1 << 31)))  # readers want a whole number; `fitted` sees to it that it says the same
+    """What readers want is a whole number; a scale that none of them gives is not gemma's (`fitted` asks)."""
+    return max(1, round(min(1 / scale / scale, 1 << 31)))
 
 
 def names(config: ModelConfig) -> list[Name]:
