@@ -141,9 +141,10 @@ def test_a_decoder_gives_its_last_tokens_state(call, tiny):
     assert empty.code == 3 and "no tokens" in records(empty.out)[1]["error"]
 
 
-def test_an_encoder_decoder_gives_its_encoders_states(call, tmp_path):
+@pytest.mark.parametrize("kind", ["T5ForConditionalGeneration", "T5EncoderModel"])
+def test_an_encoder_decoder_gives_its_encoders_states(call, tmp_path, kind):
     shape = {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4, "num_layers": 2, "decoder_start_token_id": 0}
-    theirs = drawn(transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=40, **shape)))
+    theirs = drawn(getattr(transformers, kind)(transformers.T5Config(vocab_size=40, **shape)))
     theirs.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     done = call("embed", tmp_path, "-", stdin=lines(TEXTS))

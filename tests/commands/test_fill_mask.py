@@ -62,6 +62,15 @@ def test_other_special_tokens_are_text_unless_asked_for(call, bert):
     assert [one["id"] for one in special["fills"][0]] == [one["token"] for one in theirs]
 
 
+def test_a_bert_as_it_was_first_published_has_only_its_vocabulary(call, bert, tmp_path):
+    path, theirs = bert
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    ours = [call("fill-mask", where, "-p", "The CAFÉ [MASK]").out for where in (tmp_path, path)]
+    assert ours[0] == ours[1] != ""
+
+
 def test_a_batch_gives_each_text_what_it_gets_alone(call, bert):
     lines = "".join(f"{'the ' * n}[MASK]{' cat' * (n % 3)}\n" for n in range(9)).encode()
     one, many = (records(call("fill-mask", bert[0], "-", "--batch-size", size, stdin=lines).out) for size in (1, 4))

@@ -145,8 +145,8 @@ def padded(rows: Sequence[Row], config: ModelConfig, device: torch.device | str 
     """A batch of rows, none empty."""
     longest = max(len(row) for row in rows)
 
-    def batch(parts: list[list[int]], fill: int = 0) -> Tensor:
-        return torch.tensor([part + [fill] * (longest - len(part)) for part in parts], device=device)
+    def batch(parts: list[list[int]]) -> Tensor:
+        return torch.tensor([part + [0] * (longest - len(part)) for part in parts], device=device)
 
     ids = [row.ids for row in rows]
     full = all(len(one) == longest for one in ids)
@@ -154,4 +154,4 @@ def padded(rows: Sequence[Row], config: ModelConfig, device: torch.device | str 
     types = batch([row.encoding.type_ids for row in rows]) if config.token_types > 1 else None
     if types is not None and not bool(types.any()):
         types = None
-    return Padded(batch(ids, config.pad or 0), segments, types)
+    return Padded(batch(ids), segments, types)
