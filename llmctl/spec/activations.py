@@ -76,7 +76,8 @@ def in_the_loss(config: ModelConfig, setting: Setting, rows: Rows) -> int:
     tokens, scored = setting.batch * rows.tokens, _scored(config, setting)
     size = 2 * tokens * config.width * stream_bytes(setting) + _masks(config, setting)
     if not setting.lora_rank:  # a chunk's share meets fewer logits: they are half done with
-        size += max(0, e * vocab * config.width - 4 * min(scored, _chunk(config, setting)) * vocab)
+        share = e + (4 if e == 2 and setting.device == "cpu" else 0)  # a CPU adds 16 bits to 32 by a copy in 32
+        size += max(0, share * vocab * config.width - 4 * min(scored, _chunk(config, setting)) * vocab)
     return ceil(size + (e * config.width * (vocab + scored) if setting.autocast else 0))
 
 
@@ -117,12 +118,12 @@ def held_in_inference(config: ModelConfig, setting: Setting) -> int:
     """Bytes that the forward pass of one layer holds at once: nothing is kept for later but what an encoder made.
 
     The largest of three moments, the multiples as measured: attention (the layer's input and its norm, q, k and v and
-    their copies while they are rotated), the MLP's product (the layer's input, the stream, its norm, its sum), and,
-    on a CPU and in 16 bits, RMS norm in fp32.
+    their copies while they are rotated), the MLP's product (the layer's input, the stream, its norm unless that comes
+    after, its sum), and, on a CPU and in 16 bits, RMS norm in fp32.
     """
     e, h, t = ELEMENT[setting.dtype], config.width, setting.tensor_parallel
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    mlp = (3 if config.gated else 2) * config.ff
+    mlp, stream = (3 if config.gated else 2) * config.ff, (3 if config.norm_place == "post" else 4) * h
     norm = 9 * h if config.norm == "rms" and setting.device == "cpu" and e == 2 else 0
     most, made = 0.0, 0
     for rows in rows_of(config, setting):
@@ -131,8 +132,9 @@ def held_in_inference(config: ModelConfig, setting: Setting) -> int:
             attention += (12 * config.heads * rows.tokens + 12 * q) / e
         elif not setting.fused_attention:
             attention += 2 * config.heads * max(rows.tokens, rows.source)
-        each = e * max(2 * h + attention / t, 4 * h + mlp / t, norm)
-        most = max(most, setting.batch * rows.tokens * each + made)
+        each = e * max(2 * h + attention / t, stream + mlp / t, norm)
+        bias = e * config.heads / t * rows.tokens**2 if config.position == "relative" else 0
+        most = max(most, setting.batch * rows.tokens * each + bias + made)
         made = setting.batch * rows.tokens * h * e
     return ceil(most)
 

@@ -194,13 +194,17 @@ def peak(work: Callable[[], None]) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "recompute"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize(("name", "vocab"), [("llama", 256), ("llama", 4096), ("bloom", 256)])
+@pytest.mark.parametrize(
+    ("name", "vocab"),
+    [("llama", 256), ("llama", 4096), ("bloom", 256), ("bert", 4096), ("t5", 256), ("gemma2", 4096), ("olmo2", 256)],
+)
 def test_a_forward_and_backward_pass_peaks_where_it_is_predicted(name, vocab, dtype, again):
     """To 10 %: the formulas name what is at work in two moments, the loss and the last layer's backward pass; the
     real peak has a few more temporaries, or falls beside one."""
     sizes = {"vocab": vocab, "width": 256, "layers": 4, "head_dim": 64, "ff": 704, "context": 256}
     config = MODELS[name].resized(**sizes)
-    setting = Setting(batch=4, sequence=128, dtype=dtype, device="cpu", packed=True, recompute=again)
+    source = SOURCE if config.kind == "encoder-decoder" else None
+    setting = Setting(batch=4, sequence=128, source=source, dtype=dtype, device="cpu", packed=True, recompute=again)
     model, given = made(config), batch(config, 4, 128)
     if again:
         recompute(model)
@@ -217,17 +221,22 @@ def test_a_forward_and_backward_pass_peaks_where_it_is_predicted(name, vocab, dt
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize(("name", "ff"), [("llama", 704), ("llama", 256), ("gpt2", 1024)])
+@pytest.mark.parametrize(
+    ("name", "ff"), [("llama", 704), ("llama", 256), ("gpt2", 1024), ("bert", 1024), ("t5", 704), ("bart", 1024)]
+)
 def test_reading_a_prompt_takes_the_predicted_cache_and_activations(name, ff, dtype):
     config = MODELS[name].resized(width=256, ff=ff, head_dim=64, context=512)
-    setting = Setting(mode="inference", batch=4, sequence=256, dtype=dtype, device="cpu")
+    source = 200 if config.kind == "encoder-decoder" else None
+    setting = Setting(mode="inference", batch=4, sequence=256, source=source, dtype=dtype, device="cpu")
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     model, tokens = made(config, kind).eval(), batch(config, 4, 256).tokens
 
     @torch.no_grad()
     def read() -> None:
-        cache = KVCache.allocate(config, 4, 256, dtype=kind)
-        model.head(model(tokens, cache=cache)[:, -1]).float()
+        given = {"memory": model.encode(tokens[:, :source])} if source else {}
+        if config.kind != "encoder":
+            given["cache"] = KVCache.allocate(config, 4, 256, dtype=kind)
+        model.head(model(tokens, **given)[:, -1]).float()
 
     read()
     memory = estimate(config, setting)
