@@ -1,6 +1,6 @@
 """inspect: what a checkpoint, a token directory or a tokenizer holds, and how two of them differ."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +10,27 @@ from llmctl.errors import Exit, UserError
 from llmctl.flags import Shown, expand, model_path
 from llmctl.spec.contents import Contents, manifest_of
 from llmctl.spec.memory import gib
+from llmctl.spec.model import ModelConfig
 from llmctl.spec.safetensors import TensorInfo
 
 PATH = "Checkpoint, token directory, tokenizer, .safetensors file, or - for a path on stdin."
 Rows = list[tuple[Any, ...]]
+
+# Fields of a shape that people are shown whatever they hold, and of which others what they mean depends on.
+ALWAYS = (
+    *("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "ff", "context"),
+    *("norm", "norm_eps", "norm_place", "activation", "gated", "position"),
+)
+DEPENDS = {
+    "rope_theta": ("position", "rope"),
+    "relative_buckets": ("position", "relative"),
+    "relative_distance": ("position", "relative"),
+}
+HEADS = (  # what `_scores` tells
+    *("tie", "lm_head", "head_transform", "head_bias", "next_sentence"),
+    *("classifier", "classifier_dense", "classifier_pool", "problem", "labels"),
+)
+MOST_LABELS = 12  # that are named
 
 
 @expand
@@ -38,7 +55,7 @@ def inspect(
     for remark in contents.remarks:
         console.warn(remark)
     report = _report(contents)
-    console.report(report, None if shown.json else _table(console, report))
+    console.report(report, None if shown.json else _table(console, report, contents.config))
 
 
 def _report(contents: Contents) -> dict[str, Any]:
@@ -105,11 +122,11 @@ def _tokenizer(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _table(console: Any, report: dict[str, Any]) -> Any:
+def _table(console: Any, report: dict[str, Any], config: ModelConfig | None) -> Any:
     """The report for people."""
     from rich.console import Group
 
-    parts = [console.table(report["path"], ("", ""), _facts(report))]
+    parts = [console.table(report["path"], ("", ""), _facts(report, config))]
     if report["tensors"]:
         single = len({one["file"] for one in report["tensors"]}) == 1  # then the column would say little
         columns = ("tensor", "shape", "dtype", "size", "file")[: 4 if single else 5]
@@ -124,21 +141,55 @@ def _table(console: Any, report: dict[str, Any]) -> Any:
     return Group(*parts)
 
 
-def _facts(report: dict[str, Any]) -> Rows:
+def _facts(report: dict[str, Any], known: ModelConfig | None) -> Rows:
     config = report["config"] or {}
-    rows: Rows = [("holds", f"{report['kind']}{' of ' + str(config['model_type']) if 'model_type' in config else ''}")]
+    model = f" of {config['model_type']}" if "model_type" in config else ""
+    if known is not None:
+        model += f", {'a' if known.kind == 'decoder' else 'an'} {known.kind}"
+    rows: Rows = [("holds", f"{report['kind']}{model}")]
     if report["parameters"] is not None:
         kinds = ", ".join(f"{dtype} {gib(size)}" for dtype, size in report["dtypes"].items())
         rows += [("parameters", f"{report['parameters']:,}"), ("size", f"{gib(report['bytes'])} ({kinds or 'none'})")]
-    rows += [
-        (name, _short(value)) for name, value in config.items() if name != "model_type" and value not in (None, ())
-    ]
+    if known is not None:
+        rows += shape_rows(known)
+    else:
+        rows += [(name, _short(one)) for name, one in config.items() if name != "model_type" and one not in (None, ())]
     for part in ("tokens", "tokenizer"):
         rows += [(f"{part}: {name}", _short(value)) for name, value in report.get(part, {}).items()]
     rows += [(f"metadata: {name}", value) for name, value in report["metadata"].items()]
     if report["made"]:
         rows.append(("made by", f"llmctl {' '.join(map(str, report['made']['argv'] or []))}"))
     return rows
+
+
+def shape_rows(config: ModelConfig) -> Rows:
+    """The fields that say something about this model, and what it scores; --json has all of them."""
+    usual = {field.name: field.default for field in fields(ModelConfig)}
+    rows: Rows = []
+    for name, value in asdict(config).items():
+        said = name in ALWAYS or value != usual[name]
+        if name in DEPENDS:
+            other, needed = DEPENDS[name]
+            said = getattr(config, other) == needed
+        if said and name not in ("kind", "model_type", *HEADS):
+            rows.append((name, _short(value)))
+    return [*rows, ("scores", "; ".join(_scores(config)) or "nothing: hidden states only")]
+
+
+def _scores(config: ModelConfig) -> list[str]:
+    """What the model's heads are about."""
+    found = []
+    if config.lm_head:
+        layer = ", after a layer of its own" if config.head_transform else ""
+        found.append(f"tokens ({'by the embedding' if config.tie else 'by a matrix of its own'}{layer})")
+    if config.next_sentence:
+        found.append("whether a second text follows")
+    if config.classifier != "none":
+        about = "each token" if config.classifier == "token" else "a text"
+        kinds = {"single_label": "one of", "multi_label": "any of", "regression": "numbers for"}
+        named, more = ", ".join(config.labels[:MOST_LABELS]), len(config.labels) - MOST_LABELS
+        found.append(f"{about}: {kinds[config.problem]} {named}{f' and {more} more' if more > 0 else ''}")
+    return found
 
 
 def _short(value: object) -> str:

@@ -101,10 +101,18 @@ def _config(model: Path | None, shape: Shape, vocab: int | None) -> tuple[ModelC
             config = family_of(found).to_config(found)
         else:
             config = read_config(path)
-        return config.resized(**shape.overrides), str(path)
+        return _changed(config, shape.overrides), str(path)
     if shape.preset is None:
         raise UserError("Neither a model nor --preset is given.", "Name a checkpoint, or add --preset 5m.", Exit.USAGE)
     return shape.config(vocab), f"{shape.preset} ({shape.family})"
+
+
+def _changed(config: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
+    """Another shape; of fewer layers, those that differ from the rest are still the same ones."""
+    for name in ("window_layers", "rope_skip"):
+        if "layers" in changes and getattr(config, name):
+            changes = changes | {name: tuple(i for i in getattr(config, name) if i < changes["layers"])}
+    return config.resized(**changes)
 
 
 def _report(config: ModelConfig, setting: Setting, memory: Memory) -> dict[str, Any]:

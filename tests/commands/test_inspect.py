@@ -11,10 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llmctl.commands.inspect import shape_rows
 from llmctl.core.checkpoint.directory import Checkpoint, save_checkpoint
 from llmctl.core.checkpoint.values import difference, not_finite
+from llmctl.core.model.init import initialise
+from llmctl.core.model.transformer import Transformer
 from llmctl.spec.manifest import versions
 from llmctl.spec.safetensors import SINGLE, read_header
+from tests.core.variants import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +54,36 @@ def test_a_checkpoint_is_told_as_torch_sees_it(call, tiny):
     }
     assert {(one["file"], one["dtype"]) for one in report["tensors"]} == {(SINGLE, "F32")}
     assert report["lineage"] == [] and report["made"] is None
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_checkpoints_of_every_kind_are_told_verified_and_planned_for(name, call, tmp_path):
+    config, directory = VARIANTS[name], tmp_path / "model"
+    directory.mkdir()
+    model = initialise(Transformer(config), 0)
+    save_checkpoint(directory, model, config)
+    report = told(call, directory)
+    assert report["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert report["remarks"] == [] and report["config"]["kind"] == config.kind
+    assert call("verify", directory, "--json").code == 0
+    for mode in ("training", "inference"):
+        planned = call("memcalc", directory, "--json", "--mode", mode)
+        assert (planned.code, planned.err) == (0, "")
+        assert json.loads(planned.out)["parameters"] == report["parameters"]
+
+
+def test_people_are_shown_the_fields_that_mean_something_and_what_a_model_scores():
+    rows = {name: dict(shape_rows(VARIANTS[name])) for name in VARIANTS}
+    assert "rope_theta" in rows["llama"] and "rope_theta" not in rows["bert"]
+    assert "relative_buckets" in rows["t5"] and "relative_buckets" not in rows["bart"]
+    assert rows["llama"]["scores"] == "tokens (by a matrix of its own)"
+    after = "tokens (by the embedding, after a layer of its own)"
+    assert rows["bert"]["scores"] == f"{after}; whether a second text follows"
+    assert rows["roberta"]["scores"] == "a text: one of no, yes"
+    assert rows["distilbert"]["scores"] == "each token: one of O, B, I"
+    assert rows["bart with labels"]["scores"] == "a text: any of a, b"
+    bare = VARIANTS["bert"].resized(lm_head=False, next_sentence=False)
+    assert dict(shape_rows(bare))["scores"] == "nothing: hidden states only"
 
 
 def test_a_tied_head_counts_once_even_where_a_copy_is_stored(call, tiny, tmp_path):

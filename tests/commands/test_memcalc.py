@@ -85,6 +85,11 @@ def test_time_is_operations_over_the_speed_of_all_devices(call):
         (("--preset", "5m", "--flops", "0"), Exit.USAGE),
         (("--preset", "5m", "--quantize", "int4"), Exit.USAGE),
         (("--preset", "5m", "--heads", "7"), Exit.MISMATCH),
+        (("--preset", "5m", "--source", "64"), Exit.MISMATCH),
+        (("--preset", "5m", "--scored", "0"), Exit.USAGE),
+        (("--preset", "5m", "--encoder-layers", "2"), Exit.MISMATCH),
+        (("--preset", "5m", "--family", "bert", "--implementation", "megatron"), Exit.MISMATCH),
+        (("--preset", "5m", "--family", "t5", "--implementation", "hf", "--precision", "pure"), Exit.MISMATCH),
         (("--preset", "5m", "--tensor-parallel", "3"), Exit.MISMATCH),
     ],
 )
@@ -92,6 +97,39 @@ def test_what_makes_no_sense_is_refused_in_two_lines(call, argv, code):
     ended = call("memcalc", *argv)
     assert (ended.code, ended.out) == (code, "")
     assert [line[:6] for line in ended.err.splitlines()] == ["error:", "hint: "]
+
+
+def test_an_encoder_decoder_has_rows_of_two_lengths(call):
+    argv = ("memcalc", "--preset", "30m", "--family", "t5", "--sequence", "114")
+    same, longer = report(call(*argv)), report(call(*argv, "--source", "512"))
+    assert (same["kind"], same["sequence"], same["source"]) == ("encoder-decoder", 114, 114)
+    assert (longer["sequence"], longer["source"], longer["scored"]) == (114, 512, 1.0)
+    assert longer["bytes"]["activations"] > same["bytes"]["activations"]
+    used = report(call(*argv, "--source", "512", "--mode", "inference"))
+    assert used["bytes"]["kv_cache"] == (512 + 114) * used["kv_cache_bytes_per_token"]
+
+
+def test_an_encoder_is_asked_for_a_share_of_its_tokens_and_keeps_no_cache(call):
+    argv = ("memcalc", "--preset", "5m", "--family", "bert")
+    masked, whole = report(call(*argv)), report(call(*argv, "--scored", "1"))
+    assert masked["scored"] == 0.15 and masked["flops_per_token"] < whole["flops_per_token"]
+    assert masked["flops"]["forward"] == masked["flops"]["forward_causal"]
+    assert report(call(*argv, "--mode", "inference"))["bytes"]["kv_cache"] == 0
+
+
+def test_sums_of_linear_attention_take_the_same_room_for_any_row(call):
+    argv = ("memcalc", "--preset", "5m", "--family", "native", "--attention", "linear", "--mode", "inference")
+    short, long = (report(call(*argv, "--sequence", length)) for length in ("10", "100000"))
+    assert short["bytes"]["kv_cache"] == long["bytes"]["kv_cache"] > 0
+    assert long["kv_cache_bytes_per_token"] == 0
+
+
+def test_fewer_layers_than_a_checkpoint_has_keep_their_windows(call, tmp_path):
+    config = {"model_type": "llmctl", "vocab": 100, "width": 32, "layers": 4, "heads": 4, "ff": 64, "context": 64}
+    config |= {"window": 8, "window_layers": [0, 3], "rope_skip": [3]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = report(call("memcalc", tmp_path / "config.json", "--layers", "2", "--mode", "inference"))
+    assert found["bytes"]["kv_cache"] == 2 * 2 * 32 * (8 + 64)
 
 
 def test_a_preset_beside_a_checkpoint_is_refused_and_a_changed_dimension_is_not(call, tiny):
