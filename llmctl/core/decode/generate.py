@@ -12,6 +12,7 @@ from llmctl.core.decode.sample import choose, penalise
 from llmctl.core.decode.text import TextStream
 from llmctl.core.model.cache import cache_for
 from llmctl.core.model.memory import Memory
+from llmctl.core.model.position import turning_point
 from llmctl.core.model.transformer import Transformer
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import UserError
@@ -153,7 +154,7 @@ def generate(
             rows, written = [rows[place] for place in live], [written[place] for place in live]
             state.keep(live)
         if rows:
-            state.advance()
+            state.advance(written)
 
 
 def room(model: Transformer, prompt: int, wanted: int) -> int:
@@ -191,6 +192,7 @@ class _State:
             self.unknown = torch.arange(model.config.vocab, device=self.device) >= known
         self.seen: Tensor | None = None
         self.memory: Memory | None = None
+        self.turn = turning_point(model.config)
 
     @torch.inference_mode()
     def prefill(self, room: int) -> None:
@@ -199,18 +201,8 @@ class _State:
         if model.config.kind == "encoder-decoder":
             self.memory = self._encoded()
             prompts = [self.start] * len(prompts)
-        longest = max(len(prompt) for prompt in prompts)
-        tokens = torch.tensor([(0,) * (longest - len(p)) + p for p in prompts], device=device)  # (B, T)
-        pads = torch.tensor([longest - len(p) for p in prompts], device=device)  # (B,)
-        places = torch.arange(longest, device=device) - pads[:, None]  # (B, T), negative in the padding
-        segments = (places >= 0).long() if any(len(p) < longest for p in prompts) else None
-        prefix = places >= 0 if model.config.prefix_lm else None
-        self.most = longest + room
-        self.cache = cache_for(model.config, len(prompts), min(self.most, longest + SPARE), device, self.dtype)
-        known = {"segments": segments, "cache": self.cache, "prefix": prefix, "memory": self.memory}
-        hidden = model(tokens, positions=places.clamp(min=0), **known)  # (B, T, D)
-        self.logits = model.head(hidden[:, -1]).float()  # (B, V)
-        self.next = longest - pads
+        self.most = max(len(prompt) for prompt in prompts) + room
+        tokens, places = self._read(prompts, torch.zeros(len(prompts), dtype=torch.int64, device=device))
         if self.sampling.repetition_penalty != 1:
             self.seen = torch.zeros_like(self.logits, dtype=torch.bool)
             self.seen.scatter_(1, torch.where(places >= 0, tokens, tokens[:, -1:]), True)
@@ -220,6 +212,29 @@ class _State:
             self.logits, self.next = self.logits[index], self.next[index]
             self.seen = None if self.seen is None else self.seen[index]
             self.memory = None if self.memory is None else self.memory.select(index)
+
+    def _read(self, rows: Sequence[Sequence[int]], fresh: Tensor) -> tuple[Tensor, Tensor]:
+        """Read whole rows into a new cache, and leave the logits after each one's last token.
+
+        Args:
+            fresh: (B,) int64, how many at the end of each row are not of its prompt.
+
+        Returns:
+            The rows padded on the left, (B, T) int64, and the place of each token in its row, negative in the padding.
+        """
+        model, device = self.model, self.device
+        longest = max(len(row) for row in rows)
+        tokens = torch.tensor([[0] * (longest - len(row)) + [*row] for row in rows], device=device)  # (B, T)
+        pads = torch.tensor([longest - len(row) for row in rows], device=device)  # (B,)
+        places = torch.arange(longest, device=device) - pads[:, None]  # (B, T)
+        segments = (places >= 0).long() if any(len(row) < longest for row in rows) else None
+        self.next = longest - pads
+        prefix = (places >= 0) & (places < (self.next - fresh)[:, None]) if model.config.prefix_lm else None
+        self.cache = cache_for(model.config, len(rows), min(self.most, longest + SPARE), device, self.dtype)
+        known = {"segments": segments, "cache": self.cache, "prefix": prefix, "memory": self.memory}
+        hidden = model(tokens, positions=places.clamp(min=0), **known)  # (B, T, D)
+        self.logits = model.head(hidden[:, -1]).float()  # (B, V)
+        return tokens, places
 
     def _encoded(self) -> Memory:
         """What the encoder makes of the prompts."""
@@ -265,13 +280,25 @@ class _State:
         self.memory = None if self.memory is None else self.memory.select(index)
 
     @torch.inference_mode()
-    def advance(self) -> None:
-        """Read the tokens just chosen, and leave the logits after them."""
+    def advance(self, written: Sequence[Sequence[int]]) -> None:
+        """Read the tokens just chosen, and leave the logits after them.
+
+        Args:
+            written: every token of each row, those just chosen too: where the angles of all positions change with
+                the length of a row, it is read again.
+        """
+        if self.turn is not None and bool((self.next == self.turn).any()):
+            self._read(written, self.steps + 1)
+        else:
+            self._read_on()
+        if self.seen is not None:
+            self.seen.scatter_(1, self.tokens[:, None], True)
+        self.steps = self.steps + 1
+
+    def _read_on(self) -> None:
         if self.cache.length == self.cache.capacity:  # few completions are as long as they may be
             self.cache = self.cache.grown(min(2 * self.cache.capacity, self.most))
         known = {"positions": self.next[:, None], "cache": self.cache, "memory": self.memory}
         hidden = self.model(self.tokens[:, None], **known)  # (B, 1, D)
         self.logits = self.model.head(hidden[:, 0]).float()  # (B, V)
-        if self.seen is not None:
-            self.seen.scatter_(1, self.tokens[:, None], True)
-        self.next, self.steps = self.next + 1, self.steps + 1
+        self.next = self.next + 1

@@ -91,8 +91,8 @@ def dynamic_frequencies(config: ModelConfig, positions: Tensor) -> Tensor:
 def longrope_frequencies(config: ModelConfig, positions: Tensor) -> Tensor:
     """Frequencies divided by the short factors, or in rows longer than the original context by the long ones.
 
-    As with dynamic scaling, keys in a cache keep the angles with which they were read, and the length is each
-    row's own.
+    The length is each row's own. Keys in a cache keep the angles with which they were read, so a row that grows
+    past the original context, `turning_point`, is best read again.
 
     Args:
         config: with rope_scaling of kind "longrope".
@@ -105,9 +105,17 @@ def longrope_frequencies(config: ModelConfig, positions: Tensor) -> Tensor:
     """
     scaling, device = config.rope_scaling, positions.device
     both = torch.tensor((scaling.short_factor, scaling.long_factor), dtype=torch.float32, device=device)  # (2, R/2)
-    long = positions.amax(dim=1) >= (scaling.original_context or config.context)  # (B,)
+    long = positions.amax(dim=1) >= turning_point(config)  # (B,)
     base = torch.tensor(config.rope_theta, dtype=torch.float32, device=device)
     return _inverse_powers(base, turning(config), both[long.long(), None, None])
+
+
+def turning_point(config: ModelConfig) -> int | None:
+    """The position that gives all earlier ones of its row other angles, or None where there is no such one place."""
+    scaling = config.rope_scaling
+    if config.position != "rope" or scaling is None or scaling.kind != "longrope":
+        return None
+    return scaling.original_context or config.context
 
 
 def _inverse_powers(base: float | Tensor, dim: int, times: float | Tensor = 1.0) -> Tensor:

@@ -238,6 +238,8 @@ def layered_rope_json(config: ModelConfig, local: float) -> dict:
     base = config.rope_local_theta or local
     json = rope_json(config)
     full = json["rope_parameters"]
+    if json["rope_scaling"] is not None:  # put over a rope_type of their own by readers who do not look at type
+        json["rope_scaling"]["rope_type"] = full["rope_type"]
     return {
         **json,
         "rope_local_base_freq": base,

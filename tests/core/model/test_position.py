@@ -73,15 +73,6 @@ def test_dynamic_scaling_begins_where_the_context_ends():
     assert not torch.allclose(rotary(beyond, torch.float32)[1], plain(beyond, torch.float32)[1])
 
 
-def test_dynamic_scaling_of_a_row_does_not_depend_on_its_batch():
-    rotary = Rotary(config(RopeScaling("dynamic", 2.0), context=8))
-    rows = torch.stack([torch.arange(20), torch.arange(20).clamp(max=5)])
-    together = rotary(rows, torch.float32)
-    for i in range(2):
-        for one, other in zip(together, rotary(rows[i : i + 1], torch.float32), strict=True):
-            assert torch.equal(one[i : i + 1], other)
-
-
 def test_slopes_halve_for_eight_heads_and_interleave_for_others():
     assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
     assert alibi_slopes(1).tolist() == [2.0**-8]
@@ -99,3 +90,44 @@ def test_frequencies_stay_float32_when_the_model_is_cast():
     rotary = Rotary(config())
     assert rotary(torch.tensor([[5]]), torch.bfloat16)[0].dtype == torch.bfloat16
     assert rotary.frequencies.dtype == torch.float32
+
+
+def long(context: int = 64, **changes) -> ModelConfig:
+    scaling = RopeScaling("longrope", 4.0, 8, short_factor=(1.0,) * 8, long_factor=(2.0,) * 4 + (5.0,) * 4, **changes)
+    return config(scaling, context)
+
+
+def test_longrope_takes_the_long_factors_of_rows_beyond_the_original_context():
+    rotary, plain = Rotary(long()), Rotary(config())
+    attention = math.sqrt(1 + math.log(4) / math.log(8))
+    for length, factors in ((8, [1.0] * 8), (9, [2.0] * 4 + [5.0] * 4)):
+        places = torch.arange(length)[None]
+        angles = places[:, None, :, None].float() * (plain.frequencies / torch.tensor(factors))  # (1, 1, T, 8)
+        cos, sin = rotary(places, torch.float32)
+        torch.testing.assert_close(cos, torch.cat((angles.cos(), angles.cos()), -1) * attention)
+        torch.testing.assert_close(sin, torch.cat((-angles.sin(), angles.sin()), -1) * attention)
+    assert rope_frequencies(long(attention_factor=0.5))[1] == 0.5
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_scaling_by_length_gives_a_row_the_same_in_every_batch(kind):
+    rotary = Rotary(long() if kind == "longrope" else config(RopeScaling("dynamic", 2.0), context=8))
+    rows = torch.stack([torch.arange(20), torch.arange(20).clamp(max=5)])
+    together = rotary(rows, torch.float32)
+    for i in range(2):
+        for one, other in zip(together, rotary(rows[i : i + 1], torch.float32), strict=True):
+            assert torch.equal(one[i : i + 1], other)
+
+
+def test_channels_after_the_rotary_ones_stay_as_they_are():
+    whole, part = config().resized(head_dim=6, heads=2), config().resized(head_dim=16, heads=2, rotary_dim=6)
+    x, places = torch.randn(1, 2, 5, 16, generator=torch.Generator().manual_seed(0)), torch.arange(5)[None]
+    turned = rotate(x, Rotary(part)(places, torch.float32))
+    assert torch.equal(turned[..., 6:], x[..., 6:])
+    torch.testing.assert_close(turned[..., :6], rotate(x[..., :6], Rotary(whole)(places, torch.float32)))
+
+
+def test_local_angles_have_their_own_base_and_no_scaling():
+    both = config(RopeScaling("linear", 8.0)).resized(rope_local_theta=7.0)
+    assert torch.equal(Rotary(both, "local").frequencies, rope_frequencies(config().resized(rope_theta=7.0))[0])
+    assert torch.equal(Rotary(both).frequencies, rope_frequencies(config())[0] / 8)
