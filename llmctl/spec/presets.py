@@ -16,8 +16,9 @@ class Preset:
     """The dimensions of one model size; the vocabulary comes from the tokenizer.
 
     `layers` are those of all stacks together: an encoder and a decoder have half of them each, so that the size
-    is about that of its name whatever the kind. `context` is of the rows of either. `ff` is for gated MLPs (three matrices) and `kv_heads` for
-    families that can share them; plain MLPs have 4 x width, and other families as many kv heads as heads.
+    is about that of its name whatever the kind. `context` is of the rows of either. `ff` is for gated MLPs (three
+    matrices) and `kv_heads` for families that can share them; plain MLPs have 4 x width, and other families as many
+    kv heads as heads.
     """
 
     layers: int
