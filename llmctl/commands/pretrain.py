@@ -57,7 +57,8 @@ def pretrain(
         from llmctl.core.text.tokenizer import Tokenizer
 
         Vocabulary.of(Tokenizer.open(data), model.vocab).need(objective)
-    plan = TrainPlan.of(model, config, corpus, "fp32" if compute.dtype == "fp32" else "bf16")
+    learning = {"objective": objective, "noise": noise}
+    plan = TrainPlan.of(model, config, corpus, "fp32" if compute.dtype == "fp32" else "bf16", **learning)
     inputs = [data, *([start] if start else [])]
     weights = 4 * plan.facts()["parameters"]
     need = weights + 2 * (weights + plan.memory.optimizer)  # the best model, a state and the one before it
@@ -79,7 +80,7 @@ def pretrain(
 
             place = pick(compute.device, compute.dtype, compute.threads)
             if place.device.type != "cpu":
-                plan = TrainPlan.of(model, config, corpus, "bf16", place.total_memory(), most_tokens=None)
+                plan = TrainPlan.of(model, config, corpus, "bf16", place.total_memory(), None, **learning)
             console.say(f"{plan}.")
             if fitted(model).model_type == "llmctl":
                 console.warn("no Hugging Face family has this shape; only llmctl opens the checkpoint.")

@@ -46,7 +46,8 @@ def tokenize(
     if tokenizer is not None and training != TokenizerConfig():
         raise UserError(
             "--tokenizer names a tokenizer, but other options say how to train one.",
-            "Leave out --tokenizer, or --algorithm, --vocab-size, --special, --min-frequency, --normalize, --words and --roles.",
+            "Leave out --tokenizer, or --algorithm, --vocab-size, --special, --min-frequency, --normalize, --words "
+            "and --roles.",
             Exit.USAGE,
         )
     if out is None:

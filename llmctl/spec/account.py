@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from llmctl.errors import Exit, UserError
-from llmctl.spec.families import family_for
+from llmctl.spec.families import family_for, family_read
 from llmctl.spec.families.family import Family
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
@@ -30,10 +30,14 @@ class Account:
     copies: list[tuple[TensorInfo, Name]]
 
 
-def rules(config: ModelConfig) -> list[Name]:
-    """The rename rules of every tensor that a model stores, layer numbers filled in, in the order of a file."""
+def rules(config: ModelConfig, family: Family | None = None) -> list[Name]:
+    """The rename rules of every tensor that a model stores, layer numbers filled in, in the order of a file.
+
+    Args:
+        family: whose; None: that in which the model is written.
+    """
     found: list[Name] = []
-    for stack, run in groupby(family_for(config).names(config), _stack):
+    for stack, run in groupby((family or family_for(config)).names(config), _stack):
         layers = [*run]
         count = config.stacks[stack] if stack else 1
         found += [_numbered(rule, i) if stack else rule for i in range(count) for rule in layers]
@@ -53,17 +57,17 @@ def account(tensors: dict[str, TensorInfo], config: ModelConfig, where: str) -> 
 
     Args:
         tensors: of the directory, by name.
-        config: of the model that they should be.
+        config: of the model that they should be, as read.
         where: the directory, for messages.
 
     Raises:
         UserError: tensors that are missing, unexpected, misshapen, or of a dtype that is not a float's.
     """
-    family, ours = family_for(config), shapes(config)
+    family, ours = family_read(config), shapes(config)
     ignored = re.compile("|".join(family.ignored) or r"(?!)")
     left = {family.renaming(name): info for name, info in tensors.items()}
     left = {name: info for name, info in left.items() if not ignored.fullmatch(family.bare(name))}
-    wanted = {rule.theirs: rule for rule in rules(config)}
+    wanted = {rule.theirs: rule for rule in rules(config, family)}
     aliases = {alias: wanted[name] for alias, name in _aliases(family, config).items() if name in wanted}
 
     stored = {rule: info for name, rule in wanted.items() if (info := _taken(left, name, family))}

@@ -105,6 +105,14 @@ class NoiseConfig:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in kinds)
             raise UserError("denoise has no noise left.", f"Keep one of {flags}.", Exit.USAGE)
 
+    def lengths(self, objective: Objective, block: int) -> tuple[int, int]:
+        """Tokens of an encoder's row and of its decoder's that come of `block` tokens of one text, at most."""
+        if objective != "span":
+            return block, block
+        noise = round(block * self.noise_density)
+        spans = round(noise / self.mean_span)
+        return min(block, block - noise + spans + 2), min(block, noise + spans + 2)
+
 
 def _a(kind: Kind) -> str:
     return f"{'a' if kind == 'decoder' else 'an'} {kind}"

@@ -7,6 +7,7 @@ from typing import Any
 from llmctl.errors import Exit, UserError
 from llmctl.spec.memory import Memory, estimate, gib
 from llmctl.spec.model import ModelConfig
+from llmctl.spec.noise import NoiseConfig, Objective, suited
 from llmctl.spec.setting import Dtype, Setting
 from llmctl.spec.sizes import flops_per_token, parameters
 from llmctl.spec.train import TrainConfig
@@ -27,6 +28,9 @@ class TrainPlan:
         steps: optimizer steps.
         corpus: training tokens there are.
         memory: bytes at the peak, estimated.
+        source: tokens that an encoder beside a decoder reads of a row's; None: the model has none.
+        target: tokens that the last stack reads of them.
+        scored: share of those that it is asked for.
     """
 
     model: ModelConfig
@@ -36,6 +40,9 @@ class TrainPlan:
     steps: int
     corpus: int
     memory: Memory
+    source: int | None
+    target: int
+    scored: float
 
     @classmethod
     def of(
@@ -46,12 +53,16 @@ class TrainPlan:
         dtype: Dtype,
         memory: int | None = None,
         most_tokens: int | None = MOST_TOKENS,
+        objective: Objective | None = None,
+        noise: NoiseConfig = NoiseConfig(),
     ) -> "TrainPlan":
         """Work out the sizes.
 
         Args:
             corpus: training tokens there are.
             dtype: of the arithmetic.
+            objective: what is learned; None: what is usual for the kind.
+            noise: how it corrupts text.
             memory: bytes of the GPU; None: on the CPU, with the memory of this machine.
             most_tokens: of a micro-batch that is picked here; None: as many as fit.
 
@@ -66,12 +77,18 @@ class TrainPlan:
         if corpus < 2:
             raise UserError(f"There are {corpus} training tokens.", "Tokenize more text.", Exit.MISMATCH)
         rows = config.rows(block)
+        source, target = None, block
+        if model.kind == "encoder-decoder":
+            source, target = noise.lengths(suited(objective, model.kind), block)
+        scored = noise.mask_rate if model.kind == "encoder" else 1.0
         budget = SHARE * (machine_memory() if memory is None else memory)
 
         def needed(micro: int) -> Memory:
             setting = Setting(
                 batch=micro,
-                sequence=block,
+                sequence=target,
+                source=source,
+                scored=scored,
                 dtype=dtype,
                 optimizer=config.optimizer,
                 recompute=config.recompute,
@@ -85,12 +102,24 @@ class TrainPlan:
             if needed(micro).total <= budget and (most_tokens is None or micro * block <= most_tokens):
                 break
             micro = -(-micro // 2)
-        return cls(model, block, rows, micro, config.length(corpus, block), corpus, needed(micro))
+        return cls(
+            model, block, rows, micro, config.length(corpus, block), corpus, needed(micro), source, target, scored
+        )
 
     @property
     def tokens(self) -> int:
         """Training tokens that the run sees."""
         return self.steps * self.rows * self.block
+
+    @property
+    def flops_per_token(self) -> int:
+        """Operations of training for each token that passes through the model."""
+        return flops_per_token(self.model, self.target, source=self.source, scored=self.scored)
+
+    @property
+    def flops(self) -> int:
+        """Operations of the whole run."""
+        return self.steps * self.rows * (self.target + (self.source or 0)) * self.flops_per_token
 
     def facts(self) -> dict[str, Any]:
         """The plan in numbers, for a report."""
@@ -103,7 +132,7 @@ class TrainPlan:
             "rows": self.rows,
             "micro_batch": self.micro,
             "bytes": self.memory.bytes() | {"total": self.memory.total},
-            "flops": self.tokens * flops_per_token(self.model, self.block),
+            "flops": self.flops,
         }
 
     def __str__(self) -> str:

@@ -95,13 +95,16 @@ def test_the_numbers_are_those_that_the_model_computes(call, tiny):
     torch.testing.assert_close(weights[0, 0] @ v, given[0][0, :, 8:16], atol=1e-5, rtol=1e-4)
 
 
+SOURCE = ["the", " list", " of", " things", "<|endoftext|>"]  # ended as in training
+
+
 @pytest.mark.parametrize(
     ("options", "stack", "rows", "columns"),
     [
-        ([], "encoder", ["the", " list", " of", " things"], 4),
+        ([], "encoder", SOURCE, 5),
         (["--target", "the thing"], "decoder", ["<|endoftext|>", "the", " thing"], 3),
-        (["--target", "the thing", "--cross"], "decoder", ["<|endoftext|>", "the", " thing"], 4),
-        (["--target", "the thing", "--stack", "encoder"], "encoder", ["the", " list", " of", " things"], 4),
+        (["--target", "the thing", "--cross"], "decoder", ["<|endoftext|>", "the", " thing"], 5),
+        (["--target", "the thing", "--stack", "encoder"], "encoder", SOURCE, 5),
     ],
     ids=["encoder", "decoder", "cross", "encoder beside a target"],
 )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llmctl.core.decode.prompt import prompt_ids
+from llmctl.core.infer.encode import Encoder
 from llmctl.core.model.layers import Side
 from llmctl.core.model.look import watch
 from llmctl.core.model.memory import EncoderInput
@@ -93,18 +94,11 @@ def read(tokenizer: Tokenizer, config: ModelConfig, text: str, target: str | Non
 
 
 def _framed(tokenizer: Tokenizer, config: ModelConfig, text: str) -> list[int]:
-    """The ids of a text with the special tokens that the tokenizer puts around it."""
-    tokenizer.encode(text)  # says what is wrong with the text
-    ids = tokenizer.backend.encode(text, add_special_tokens=True).ids
-    if not ids:
+    """The ids of a text with the special tokens that belong around it."""
+    row = Encoder(tokenizer, config).row(text)
+    if isinstance(row, str):
         raise UserError("The text has no tokens.", "Give it a word.", Exit.USAGE)
-    if max(ids) >= config.vocab:
-        raise UserError(
-            f"The tokenizer gives the id {max(ids)}, but the model knows only ids below {config.vocab}.",
-            "The tokenizer files in this checkpoint belong to another model.",
-            Exit.MISMATCH,
-        )
-    return ids
+    return row.ids
 
 
 @torch.inference_mode()

@@ -180,6 +180,8 @@ def attend_naively(
 ) -> Attended:
     """What `attend` computes, written out with every score in memory: the reference, and the view of the weights.
 
+    Under autocast its two products are in autocast's dtype, else in float32.
+
     Source: Vaswani et al., "Attention Is All You Need", arXiv:1706.03762, equation 1; shared key and value heads:
     Ainslie et al., arXiv:2305.13245; capped scores: Gemma 2, arXiv:2408.00118, section 2.
     """

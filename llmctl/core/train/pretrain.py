@@ -21,7 +21,6 @@ from llmctl.errors import Exit, UserError
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.noise import NoiseConfig, Objective
 from llmctl.spec.plan import TrainPlan
-from llmctl.spec.sizes import flops_per_token
 from llmctl.spec.train import TrainConfig, Watch
 
 
@@ -90,7 +89,7 @@ def prepare(
         eval_every=watch.every(plan.steps),
         save_every=watch.save_every,
         write=lambda to: save_checkpoint(to, model, shape, tokenizer_from=tokens.path, generation=generation),
-        flops_per_token=flops_per_token(shape, plan.block),
+        flops_per_token=plan.flops_per_token,
     )
 
 

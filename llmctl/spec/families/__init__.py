@@ -54,6 +54,11 @@ def fitted(config: ModelConfig) -> ModelConfig:
     return replace(config, model_type="llmctl")
 
 
+def family_read(config: ModelConfig) -> Family:
+    """The family whose config.json a model of this config was read from."""
+    return _BY_TYPE[config.model_type]
+
+
 def family_for(config: ModelConfig) -> Family:
     """The family that a model of this config is written in."""
     return _BY_TYPE[fitted(config).model_type]

@@ -86,7 +86,7 @@ def test_every_objective_learns_what_it_asks_for(tmp_path, marked, objective, ki
     assert last.loss < 0.7 * first.loss
     assert (first.bits_per_byte is not None) == (objective == "clm")
     if kind == "encoder":
-        assert last.measures["accuracy"] > 0.5 > first.measures["accuracy"]
+        assert last.measures["accuracy"] > 0.3 > first.measures["accuracy"]  # a guess: 1 in 7
 
 
 @pytest.mark.parametrize("objective, kind", CASES)
