@@ -24,7 +24,7 @@ def test_it_trains_on_text_that_it_makes_and_shows_what_was_learned(tmp_path, ve
     first = subprocess.run(command, env=shell, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     metrics = json.loads((out / target / "llmctl.json").read_text())["metrics"]
-    assert metrics["heldout_loss"] < 0.9 * metrics["heldout_loss_before"]
+    assert metrics["heldout_loss"] < 0.95 * metrics["heldout_loss_before"]
     assert ("heldout_next_sentence_accuracy" in metrics) == (objective == "mlm+nsp")
     assert "held-out loss" in first.stderr and "after" in first.stderr
     fills = [line for line in first.stdout.splitlines() if '"fills"' in line]
