@@ -67,8 +67,16 @@ class TrainPlan:
             most_tokens: of a micro-batch that is picked here; None: as many as fit.
 
         Raises:
-            UserError: the rows are longer than the model's context, or there is nothing to train on.
+            UserError: the rows are longer than the model's context, there is nothing to train on, or tokens would see
+                what they are asked for.
         """
+        if config.cross_document and objective == "prefix" and model.kind == "decoder":
+            raise UserError(
+                "--cross-document does not go with --objective prefix in a decoder: beginnings are seen by all tokens "
+                "before them, so one document's tokens would see the next document.",
+                "Leave --cross-document out.",
+                Exit.USAGE,
+            )
         block = config.block or model.context
         if block > model.context:
             raise UserError(

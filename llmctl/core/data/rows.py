@@ -26,7 +26,7 @@ from llmctl.errors import Exit, UserError
 from llmctl.spec.model import Kind
 from llmctl.spec.noise import NoiseConfig, Objective, suited
 
-MULTIPLE = 8  # rows of an encoder-decoder are padded to the longest, rounded up to this
+MULTIPLE = 8  # rows of an encoder-decoder are padded to the longest, rounded up to this, or to a block if that is less
 NOISE = 0x6E6F6973  # tells the noise of a row from other draws of the same seed
 
 
@@ -299,14 +299,14 @@ def _pairs(
         tokens = np.roll(row.tokens, 1)
         tokens[row.positions == 0] = rule.start
         said.append(row._replace(tokens=tokens, targets=row.tokens))
-    encoder, decoder = (_batch(rows, _longest(rows), rule.pad) for rows in (read, said))
+    encoder, decoder = (_batch(rows, _width(rows, block), rule.pad) for rows in (read, said))
     inputs = EncoderInput(encoder.tokens, encoder.positions, encoder.segments)
     return decoder._replace(encoder=inputs, read=encoder.read + decoder.read)
 
 
-def _longest(rows: list[_Row]) -> int:
+def _width(rows: list[_Row], block: int) -> int:
     longest = max((len(row.tokens) for row in rows), default=1)
-    return -(-max(1, longest) // MULTIPLE) * MULTIPLE
+    return min(block, -(-max(1, longest) // MULTIPLE) * MULTIPLE)
 
 
 def _batch(rows: list[_Row], length: int, pad: int) -> Batch:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmctl.core.checkpoint.directory import Checkpoint, save_checkpoint
 from llmctl.core.data.batch import HELD_OUT, IGNORE, Place
 from llmctl.core.data.rows import builder
 from llmctl.core.data.shards import ShardWriter, Tokens, token_dtype, write_tokens
@@ -18,6 +19,7 @@ from llmctl.core.text.train import train_tokenizer
 from llmctl.core.train.cross_entropy import linear_cross_entropy
 from llmctl.core.train.objectives import OBJECTIVES, masked_loss
 from llmctl.core.train.pretrain import prepare
+from llmctl.errors import UserError
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.noise import SUITS, NoiseConfig, made_for
 from llmctl.spec.plan import TrainPlan
@@ -109,6 +111,47 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(marked, objecti
     whole = gradients(8)
     for micro in (1, 4):
         torch.testing.assert_close(gradients(micro), whole, atol=2e-6, rtol=1e-4)  # sums in another order
+
+
+@pytest.mark.parametrize("objective, kind", CASES)
+def test_rows_whose_documents_see_each_other_train_unless_they_would_see_what_they_are_asked_for(
+    tmp_path, marked, objective, kind
+):
+    config = TrainConfig(steps=2, batch_tokens=90, block=45, micro_batch=2, cross_document=True)  # 45: no multiple of 8
+    shape = replace(shape_for(objective, kind, marked), context=45, position="learned")
+    corpus = marked.splits["train"].tokens
+    if (objective, kind) == ("prefix", "decoder"):
+        with pytest.raises(UserError, match="--cross-document does not go with --objective prefix"):
+            TrainPlan.of(shape, config, corpus, "fp32", objective=objective)
+        return
+    plan = TrainPlan.of(shape, config, corpus, "fp32", objective=objective)
+    run = prepare(tmp_path, marked, None, plan, config, Watch(), CPU, objective, NoiseConfig(), 0)
+    assert all(step.loss > 0 for step in run.go() if hasattr(step, "lr"))
+    assert run.done == 2
+
+
+def test_a_checkpoint_with_more_heads_than_the_objective_trains_goes_on_exactly_and_keeps_them(tmp_path, marked):
+    shape = shape_for("mlm+nsp", "encoder", marked)
+    model, base = initialise(Transformer(shape, "cpu", torch.float32), 0), tmp_path / "base"
+    base.mkdir()
+    save_checkpoint(base, model, shape, tokenizer_from=marked.path)
+    config = TrainConfig(steps=4, batch_tokens=192, block=48, micro_batch=2)
+    plan = TrainPlan.of(shape, config, marked.splits["train"].tokens, "fp32")
+
+    def going_on(directory):
+        directory.mkdir(exist_ok=True)
+        return prepare(directory, marked, base, plan, config, Watch(), CPU, "mlm", NoiseConfig(), 0)
+
+    for name, stop in (("whole", None), ("broken", 2), ("broken", None)):
+        run = going_on(tmp_path / name)
+        for _ in run.go():
+            if run.done == stop:
+                break
+        run.finish() if stop is None else run.save()
+    assert digest(tmp_path / "whole") == digest(tmp_path / "broken") != digest(base)
+    trained = Checkpoint.open(tmp_path / "whole").model().state_dict()
+    for name, before in model.state_dict().items():
+        assert torch.equal(trained[name], before) == name.startswith(("pooler.", "next_sentence."))
 
 
 @pytest.mark.parametrize("objective", ["mlm", "mlm+nsp"])
