@@ -104,7 +104,8 @@ def kind_of(path: Path) -> Kind | None:
         return "tokens"
     if any((path / name).is_file() for name in ("config.json", SINGLE, INDEX)):
         return "checkpoint"
-    if (path / "tokenizer.json").is_file() or all((path / name).is_file() for name in ("vocab.json", "merges.txt")):
+    tokenizers = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+    if any(all((path / name).is_file() for name in names) for names in tokenizers):
         return "tokenizer"
     return "tensors" if any(path.glob("*.safetensors")) else None
 

@@ -184,6 +184,20 @@ def test_a_tokenizer_and_special_ids_beyond_the_vocabulary_are_found(call, tiny,
     assert f"eos_token_id is {size - 1}" in told and f"ids up to {size - 1}" in told
 
 
+def test_the_vocab_txt_of_a_bert_is_checked_as_any_tokenizer_is(call, bare, tmp_path):
+    words = tmp_path / "words"
+    words.mkdir()
+    for place in (bare, words):
+        (place / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"]))
+    (bare / "tokenizer.json").unlink()
+    (bare / "config.json").write_text('{"model_type": "mamba3", "vocab_size": 10}')
+    code, report, _ = verified(call, bare)
+    assert (code, kinds(report)) == (4, ["vocabulary"]) and "ids up to 10" in report["problems"][0]["problem"]
+    assert verified(call, words)[0] == 0
+    (words / "vocab.txt").write_text("a")
+    assert verified(call, words)[0] != 0
+
+
 def test_nan_and_infinity_are_looked_for_when_asked(call, bare):
     tensors = load_file(bare / SINGLE)
     tensors["model.norm.weight"][:2] = torch.tensor([float("nan"), float("inf")])

@@ -70,7 +70,7 @@ def check_values(directory: Path, tensors: dict[str, TensorInfo], read: Callable
 
 def check_tokenizer(directory: Path, vocab: int) -> Iterator[Problem]:
     """What of the tokenizer, where there is one, does not fit the model's `vocab` rows."""
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "merges.txt")):
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "merges.txt", "vocab.txt")):
         return
     from llmctl.core.text.tokenizer import Tokenizer
 

@@ -14,6 +14,7 @@ from llmctl.core.text.older import read_older
 from llmctl.core.text.stream import Detokenizer
 from llmctl.errors import UserError
 
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")  # of Llama, of T5, of XLM-R
 # The files of a tokenizer that a checkpoint carries from stage to stage, unchanged.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -23,7 +24,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "vocab.txt",
-    "tokenizer.model",
+    *SENTENCEPIECE,
     "chat_template.jinja",
 )
 
@@ -81,7 +82,7 @@ class Tokenizer:
             return cls(backend, {**roles, **_settings(path)[0]}, path)
         elif not path.exists():
             raise UserError(f"there is no tokenizer at {path}.", "Name a directory that holds tokenizer.json.")
-        elif any((directory / name).is_file() for name in ("tokenizer.model", "spiece.model")):
+        elif any((directory / name).is_file() for name in SENTENCEPIECE):
             raise UserError(
                 f"{directory} holds only a sentencepiece model, which llmctl does not read.",
                 "Save it as tokenizer.json with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).",

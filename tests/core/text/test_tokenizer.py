@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
-from llmctl.core.text.tokenizer import TOKENIZER_FILES, Tokenizer
+from llmctl.core.text.tokenizer import SENTENCEPIECE, TOKENIZER_FILES, Tokenizer
 from llmctl.errors import Exit, UserError
 
 
@@ -162,11 +162,17 @@ def test_the_first_files_of_gpt2_are_read(tmp_path, trained, texts):
     assert Tokenizer.open(out).encode(texts[0]) == tokenizer.encode(texts[0])
 
 
-def test_a_sentencepiece_model_alone_is_refused_with_a_way_out(tmp_path):
-    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
+@pytest.mark.parametrize("name", SENTENCEPIECE)
+def test_a_sentencepiece_model_alone_is_refused_and_beside_a_tokenizer_travels_with_it(tmp_path, trained, name):
+    (tmp_path / name).write_bytes(b"\n\x0e")
     with pytest.raises(UserError, match="sentencepiece") as caught:
         Tokenizer.open(tmp_path)
     assert "save_pretrained" in caught.value.hint
+    trained["bpe"].save(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    Tokenizer.open(tmp_path).save(out)
+    assert (out / name).read_bytes() == b"\n\x0e"
 
 
 @pytest.mark.parametrize(
