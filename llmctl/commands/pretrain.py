@@ -56,7 +56,15 @@ def pretrain(
         from llmctl.core.data.vocabulary import Vocabulary
         from llmctl.core.text.tokenizer import Tokenizer
 
-        Vocabulary.of(Tokenizer.open(data), model.vocab).need(objective)
+        vocabulary = Vocabulary.of(Tokenizer.open(data), model.vocab)
+        vocabulary.need(objective)
+        block, least = config.block or model.context, vocabulary.least(objective, model.kind)
+        if block < least:
+            raise UserError(
+                f"Rows of {block} tokens ask for nothing: --objective {objective} needs {least} or more.",
+                f"Use --block {least} or more.",
+                Exit.USAGE,
+            )
     learning = {"objective": objective, "noise": noise}
     plan = TrainPlan.of(model, config, corpus, "fp32" if compute.dtype == "fp32" else "bf16", **learning)
     inputs = [data, *([start] if start else [])]

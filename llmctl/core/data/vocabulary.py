@@ -9,6 +9,7 @@ import orjson
 from llmctl.core.text.patterns import byte_characters
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import Exit, UserError
+from llmctl.spec.model import Kind
 from llmctl.spec.noise import Objective
 
 # How families spell the marks of a prefix, a middle and a suffix: Qwen and Gemma, StarCoder, SantaCoder, Code Llama,
@@ -112,6 +113,13 @@ class Vocabulary:
         if missing:
             problem = f"--objective {objective} needs a tokenizer with {_a(what)}, and that of the tokens has none."
             raise UserError(problem, f"{_TRAIN} {option}; {_THEN}.", Exit.MISMATCH)
+
+    def least(self, objective: Objective, kind: Kind) -> int:
+        """Tokens of the shortest row that asks for anything: those around a text, and those that must be in it."""
+        if kind == "decoder":
+            return 2
+        text = {"mlm": 1, "mlm+nsp": 3, "denoise": 1}.get(objective, 2)
+        return 1 + (self.opening is not None) + text
 
     def words(self, ids: np.ndarray) -> np.ndarray:
         """(N,) int64: the number of the word that each of these ids is in, rising from 1."""

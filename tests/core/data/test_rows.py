@@ -107,6 +107,15 @@ def test_rows_of_any_documents_fit_and_are_counted(objective, kind, lengths, blo
 
 
 @pytest.mark.parametrize(("objective", "kind"), EVERY)
+@pytest.mark.parametrize("words", [VOCABULARY, vocabulary(cls=None, sep=None)], ids=["opened", "closed only"])
+def test_the_least_row_asks_for_something_and_a_shorter_one_for_nothing(objective, kind, words):
+    source, least = Memory(documents(4, 30, 40)), words.least(objective, kind)
+    one, at = build(objective, kind, words=words), places(8, 4)
+    assert one(source, at, least).scored > 0
+    assert kind == "decoder" or one(source, at, least - 1).scored == 0
+
+
+@pytest.mark.parametrize(("objective", "kind"), EVERY)
 def test_a_resumed_order_meets_the_same_rows(objective, kind):
     source = Memory(documents(60, 5, 60))
     order = TrainingOrder(source, 32, 4, 3, build(objective, kind, seed=3))
