@@ -85,6 +85,14 @@ class Rule:
         framed[-1] = self.vocabulary.closing
         return framed
 
+    def answered(self, ids: np.ndarray) -> np.ndarray:
+        """A text as a decoder beside an encoder says it: framed, but not begun with the token that ends it.
+
+        Where one token opens and closes texts, as GPT's does, every answer would else end where it begins.
+        """
+        framed = self.framed(ids)
+        return framed[1:] if self.vocabulary.opening == self.vocabulary.closing else framed
+
     @property
     def frame(self) -> int:
         """Tokens that `framed` adds."""
@@ -295,7 +303,7 @@ def _pairs(
         generator = rule.generator(place)
         sides = [one(ids, generator) for ids in _fitting(source, place, block, rule.frame, least)]
         read.append(_joined([rule.framed(side[0]) for side in sides]))
-        row = _joined([rule.framed(side[1]) for side in sides])
+        row = _joined([rule.answered(side[1]) for side in sides])
         tokens = np.roll(row.tokens, 1)
         tokens[row.positions == 0] = rule.start
         said.append(row._replace(tokens=tokens, targets=row.tokens))

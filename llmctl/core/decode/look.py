@@ -70,7 +70,7 @@ def read(tokenizer: Tokenizer, config: ModelConfig, text: str, target: str | Non
     """The tokens of a text as the model's first stack reads them, and those of its decoder beside an encoder.
 
     An encoder's text has the special tokens that the tokenizer puts around it. A target is what the decoder has
-    written so far: the token that it starts with, then the target without the end-of-text token.
+    written so far: the token that it starts with, then the target without tokens that end a text.
 
     Raises:
         UserError: a text that is empty, too long, or of another model's tokenizer.
@@ -88,8 +88,8 @@ def read(tokenizer: Tokenizer, config: ModelConfig, text: str, target: str | Non
             Exit.MISMATCH,
         )
     ids = _framed(tokenizer, config, target)
-    if ids[-1] in (*config.eos, tokenizer.eos):
-        del ids[-1]
+    ends = (*config.eos, tokenizer.eos)
+    ids = ids[ids[0] in ends : len(ids) - (ids[-1] in ends)]  # one that opens texts too is not what a decoder says
     return Labelled.of(tokenizer, source), Labelled.of(tokenizer, [start, *ids])
 
 

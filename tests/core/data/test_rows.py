@@ -307,10 +307,10 @@ def test_frames_of_bart_by_hand():
     noise = NoiseConfig(text_infilling=False)
     source = Memory([[11, 12, 13], [14, 15, 16]])
     batch = build("denoise", "encoder-decoder", noise)(source, [Place(0, 0, 0)], 9)  # one sentence: nothing to move
-    assert batch.encoder.tokens.tolist() == [[CLS, 11, 12, 13, SEP, CLS, 14, 15, SEP] + [PAD] * 7]
-    assert batch.targets.tolist() == [[CLS, 11, 12, 13, SEP, CLS, 14, 15, SEP] + [IGNORE] * 7]
-    assert batch.tokens.tolist() == [[START, CLS, 11, 12, 13, START, CLS, 14, 15] + [PAD] * 7]
-    assert batch.segments.tolist() == batch.encoder.segments.tolist() == [[1] * 5 + [2] * 4 + [0] * 7]
+    assert batch.encoder.tokens.tolist() == [[CLS, 11, 12, 13, SEP, CLS, 14, 15, SEP]]
+    assert batch.targets.tolist() == [[CLS, 11, 12, 13, SEP, CLS, 14, 15, SEP]]
+    assert batch.tokens.tolist() == [[START, CLS, 11, 12, 13, START, CLS, 14, 15]]
+    assert batch.segments.tolist() == batch.encoder.segments.tolist() == [[1] * 5 + [2] * 4]
     assert (batch.scored, batch.read) == (9, 18)
 
 
@@ -365,6 +365,15 @@ def test_the_rest_of_a_text_is_its_decoder_s():
             found.append(begin + rest)
         expected = [piece.ids.tolist() for piece in pieces(source, place.start, 64) if len(piece.ids) > 1]
         assert found[:-1] == expected[: len(found) - 1]
+
+
+def test_a_decoder_does_not_begin_with_the_token_that_ends_what_it_says():
+    """GPT's <|endoftext|> opens texts and closes them; generation would stop at once."""
+    words = vocabulary(cls=None, sep=None, bos=9, eos=9)
+    batch = build("prefix", "encoder-decoder", words=words)(Memory([[11, 12]]), [Place(0, 0, 0)], 6)
+    assert batch.encoder.tokens.tolist() == [[9, 11, 9, PAD, PAD, PAD]]
+    assert batch.tokens.tolist() == [[START, 12, PAD, PAD, PAD, PAD]]
+    assert batch.targets.tolist() == [[12, 9, IGNORE, IGNORE, IGNORE, IGNORE]]
 
 
 # ---------------------------------------------------------------------------------------------- fim
