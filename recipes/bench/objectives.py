@@ -77,7 +77,7 @@ def contender(options: argparse.Namespace) -> Callable[[], tuple[int, float]]:
     objective, _, other = options.worker.partition("-")
     sizes = {name: value for name, value in SHAPE.items() if name != "vocab"}
     if objective == "span":
-        sizes |= {"encoder_layers": SHAPE["layers"], "gated": False, "ff": 4 * SHAPE["width"]}
+        sizes |= {"encoder_layers": SHAPE["layers"], "gated": False, "ff": 4 * SHAPE["width"], "tie": True}
     config = made_for(objective, shape("5m", SHAPE["vocab"], CONTENDERS[objective], sizes))
     tokens = Tokens.open(options.tokens)
     vocabulary = Vocabulary.of(tokens.tokenizer(), SHAPE["vocab"])

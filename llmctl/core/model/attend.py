@@ -18,11 +18,13 @@ class Mask(NamedTuple):
             added to the scaled scores (ALiBi; -inf where not seen). None: every key is seen, or all that `causal`
             allows. Every query sees one key at least, so no row is empty.
         bias: (1, H, T, S) in the dtype of the queries, added to the scaled scores: learned, so gradients flow into it.
+        added: `causal`, `seen` and `bias` as one sum without a gradient, where layers share it; None: not made yet.
     """
 
     causal: bool = False
     seen: Tensor | None = None
     bias: Tensor | None = None
+    added: Tensor | None = None
 
     def hidden(self, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """`causal` and `seen` as numbers to add to the scores, -inf where a key is not seen; None: all are seen."""
@@ -32,6 +34,15 @@ class Mask(NamedTuple):
             return self.seen.to(dtype)
         hidden = torch.full((queries, keys), float("-inf"), dtype=dtype, device=device)
         return hidden.triu_(1) if self.seen is None else hidden.new_zeros(()).where(self.seen, hidden)
+
+    def summed(self, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """`added`: broadcastable to (B, H, T, S); None: every key is seen as it is."""
+        if self.added is not None:
+            return self.added
+        hidden, bias = self.hidden(queries, keys, dtype, device), None if self.bias is None else self.bias.detach()
+        if hidden is None or bias is None:
+            return bias if hidden is None else hidden
+        return hidden + bias
 
     def fused(self, q: Tensor, k: Tensor) -> Tensor | None:
         """What torch's fused kernels take besides `causal`: (B or 1, H or 1, T, S), bool or the dtype of q."""
@@ -137,9 +148,8 @@ def attend(
     if shared > 1 and (explicit or (q.is_cuda and masked)):  # no fused kernel there does both
         k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
     if explicit:
-        hidden = mask.hidden(q.shape[2], k.shape[2], v.dtype, v.device)
-        bias = None if mask.bias is None else mask.bias.to(v.dtype)
-        return attend_explicitly(q.to(v.dtype), k.to(v.dtype), v, hidden, bias, scale, mask.causal)
+        added = mask.summed(q.shape[2], k.shape[2], v.dtype, v.device)
+        return attend_explicitly(q.to(v.dtype), k.to(v.dtype), v, added, mask.bias, scale, mask.causal)
     grouped, seen = q.shape[1] != k.shape[1], mask.fused(q, k)
     causal = mask.causal and seen is None
     return F.scaled_dot_product_attention(q, k, v, seen, dropout, causal, scale=scale, enable_gqa=grouped)

@@ -19,40 +19,41 @@ def explicit_is_faster(q: Tensor, k: Tensor) -> bool:
 
 
 def attend_explicitly(
-    q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, bias: Tensor | None, scale: float, causal: bool = False
+    q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, bias: Tensor | None, scale: float, causal: bool = False
 ) -> Tensor:
-    """softmax(q k' scale + hidden + bias) v.
+    """softmax(q k' scale + added) v.
 
     Args:
         q: (B, H, T, D).
         k: (B, H, S, D).
         v: (B, H, S, D).
-        hidden: broadcastable to (B, H, T, S), dtype of q, without a gradient; -inf where a key is not seen.
-        bias: (1, H, T, S), dtype of q; has a gradient if it wants one.
+        added: broadcastable to (B, H, T, S), dtype of q, without a gradient; -inf where a key is not seen.
+        bias: (1, H, T, S), the part of `added` that is learned, for its gradient; None: nothing is.
         scale: multiplies the scores.
-        causal: S is T and `hidden` hides every key after its query, so such keys need not be computed.
+        causal: S is T and `added` hides every key after its query, so such keys need not be computed.
 
     Returns:
         (B, H, T, D).
 
     Source: Vaswani et al., arXiv:1706.03762, equation 1; the softmax's gradient is p * (dp - sum(p * dp)).
     """
-    return _Explicit.apply(q, k, v, hidden, bias, scale, causal)
+    return _Explicit.apply(q, k, v, added, bias, scale, causal)
 
 
 class _Explicit(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, hidden, bias, scale, causal):
+    def forward(ctx, q, k, v, added, bias, scale, causal):
         shape, keys = q.shape, k.shape[2]
+        q = q * scale  # scaling the scores would take as many operations for each key
         q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))  # (B * H, T or S, D)
-        added = [x.expand(*x.shape[:-2], shape[2], keys) for x in (hidden, bias) if x is not None]
+        added = None if added is None else added.expand(*added.shape[:-2], shape[2], keys)
         out, kept = torch.empty_like(q), []
         for start in range(0, shape[2], QUERIES):
             end = min(shape[2], start + QUERIES)
             seen = end if causal else keys
-            scores = torch.bmm(q[:, start:end], k[:, :seen].transpose(1, 2)).mul_(scale)
-            for one in added:
-                scores.view(*shape[:2], end - start, seen).add_(one[..., start:end, :seen])
+            scores = torch.bmm(q[:, start:end], k[:, :seen].transpose(1, 2))
+            if added is not None:
+                scores.view(*shape[:2], end - start, seen).add_(added[..., start:end, :seen])
             weights = F.softmax(scores, dim=-1)
             torch.bmm(weights, v[:, :seen], out=out[:, start:end])
             kept.append(weights)
@@ -74,7 +75,6 @@ class _Explicit(torch.autograd.Function):
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
             if d_bias is not None:
                 d_bias[0, :, start:end, :seen] = d_scores.view(*shape[:2], end - start, seen).sum(0)
-            d_scores = d_scores.mul_(ctx.scale)
             torch.bmm(d_scores, k[:, :seen], out=dq[:, start:end])
             block_dk = torch.bmm(d_scores.transpose(1, 2), q[:, start:end])
             block_dv = torch.bmm(weights.transpose(1, 2), part)
@@ -84,4 +84,4 @@ class _Explicit(torch.autograd.Function):
                 dk[:, :seen] += block_dk
                 dv[:, :seen] += block_dv
         dk, dv = (x.view(*shape[:2], *x.shape[1:]) for x in (dk, dv))  # (B, H, S, D)
-        return dq.view(shape), dk, dv, None, d_bias, None, None
+        return dq.mul_(ctx.scale).view(shape), dk, dv, None, d_bias, None, None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llmctl.core.model.attend import Mask, attend, cross_mask, self_mask
 from llmctl.core.model.cache import Cache
+from llmctl.core.model.explicit import LONGEST
 from llmctl.core.model.linear import Features, attend_linearly
 from llmctl.core.model.memory import Memory
 from llmctl.core.model.norms import RMSNorm, norm_of
@@ -323,6 +324,9 @@ class Stack(nn.Module):
         }
         if self.relative is not None:
             buckets = relative_buckets(tokens, keys, self.config, self.causal, x.device)  # (T, S)
-            bias = self.relative(buckets).permute(2, 0, 1)[None].to(dtype)  # (1, H, T, S)
+            bias = self.relative(buckets).permute(2, 0, 1)[None].to(dtype).contiguous()  # (1, H, T, S)
             masks = {window: mask._replace(bias=bias) for window, mask in masks.items()}
+        if torch.is_grad_enabled() and kind == "cpu" and keys <= LONGEST:  # one sum for all layers
+            size = (tokens, keys, dtype, x.device)
+            masks = {window: mask._replace(added=mask.summed(*size)) for window, mask in masks.items()}
         return Shared(angles, masks, cache, memory, crossing, segments, self.causal)
