@@ -43,6 +43,7 @@ class Vocabulary:
         begins_word: (V,) bool, tokens with which a word begins wherever they stand.
         ends_word: (V,) bool, tokens after which a word begins whatever follows.
         ends_sentence: (V,) bool, tokens that end with a full stop, or with one and what closes a quotation.
+        frame: what an encoder meets before and after a text (`Tokenizer.frame`); None: by the roles above.
     """
 
     mask: int | None
@@ -58,6 +59,7 @@ class Vocabulary:
     begins_word: np.ndarray
     ends_word: np.ndarray
     ends_sentence: np.ndarray
+    frame: tuple[int | None, int | None] | None = None
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, size: int | None = None) -> "Vocabulary":
@@ -75,6 +77,7 @@ class Vocabulary:
         while (id := tokenizer.id(next(names, ""))) is not None:
             sentinels.append(id)
         marks = (tuple(tokenizer.id(token) for token in spelled) for spelled in FIM)
+        before, after = tokenizer.frame
         return cls(
             **{role: getattr(tokenizer, role) for role in ("mask", "cls", "sep", "bos", "eos", "pad")},
             sentinels=tuple(sentinels),
@@ -84,16 +87,21 @@ class Vocabulary:
             begins_word=begins,
             ends_word=ends,
             ends_sentence=stops,
+            frame=(before[-1] if before else None, after[0] if after else None),
         )
 
     @property
     def opening(self) -> int | None:
         """What a text begins with for an encoder."""
+        if self.frame is not None:
+            return self.frame[0]
         return self.bos if self.cls is None else self.cls
 
     @property
     def closing(self) -> int | None:
-        """What a text ends with for an encoder."""
+        """What a text ends with for an encoder; there is such a token even where the tokenizer puts none."""
+        if self.frame is not None and self.frame[1] is not None:
+            return self.frame[1]
         return self.eos if self.sep is None else self.sep
 
     def need(self, objective: Objective) -> None:

@@ -80,7 +80,7 @@ def read(tokenizer: Tokenizer, config: ModelConfig, text: str, target: str | Non
     source = _framed(tokenizer, config, text)
     if target is None:
         return Labelled.of(tokenizer, source), None
-    start = next((id for id in (config.decoder_start, config.pad, config.bos) if id is not None), None)
+    start = next((id for id in (config.decoder_start, config.bos) if id is not None), None)
     if start is None:
         raise UserError(
             "config.json names no token that the decoder starts with.",

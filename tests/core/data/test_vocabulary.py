@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from llmctl.core.data.vocabulary import FIM, Vocabulary
 from llmctl.core.text.tokenizer import Tokenizer
@@ -84,6 +85,15 @@ def test_a_text_is_framed_as_its_family_does(roles, opening, closing):
     vocabulary = Vocabulary.of(tokenizer)
     assert vocabulary.opening == (None if opening is None else tokenizer.id(opening))
     assert vocabulary.closing == tokenizer.id(closing)
+
+
+def test_a_beginning_that_the_tokenizer_names_but_does_not_put_before_texts_is_not_put_there():
+    """Pile-T5's tokenizer is such a one: trained on `<s> text </s>`, a model would be asked with `text </s>`."""
+    tokenizer = made("bpe", "roberta")
+    ends = [("</s>", tokenizer.id("</s>"))]
+    tokenizer.backend.post_processor = TemplateProcessing("$A </s>", "$A </s> $B </s>", ends)
+    found = Vocabulary.of(Tokenizer(tokenizer.backend, tokenizer.config))
+    assert (found.opening, found.closing) == (None, tokenizer.id("</s>"))
 
 
 def test_sentinels_are_in_the_order_of_their_numbers():
