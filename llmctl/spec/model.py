@@ -257,6 +257,11 @@ class ModelConfig:
         """The stack whose hidden states meet the heads."""
         return "encoder" if self.kind == "encoder" else "decoder"
 
+    @property
+    def opens(self) -> int | None:
+        """What a decoder beside an encoder begins with: decoder_start, or where none is named, bos."""
+        return self.bos if self.decoder_start is None else self.decoder_start
+
     def window_of(self, layer: int) -> int | None:
         """The sliding window of one layer, in positions, or None where it sees everything."""
         return self.window if self.window_layers is None or layer in self.window_layers else None

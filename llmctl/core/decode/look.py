@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llmctl.core.decode.prompt import prompt_ids
+from llmctl.core.decode.rules import opening
 from llmctl.core.infer.encode import Encoder
 from llmctl.core.model.layers import Side
 from llmctl.core.model.look import watch
@@ -80,13 +81,7 @@ def read(tokenizer: Tokenizer, config: ModelConfig, text: str, target: str | Non
     source = _framed(tokenizer, config, text)
     if target is None:
         return Labelled.of(tokenizer, source), None
-    start = next((id for id in (config.decoder_start, config.bos) if id is not None), None)
-    if start is None:
-        raise UserError(
-            "config.json names no token that the decoder starts with.",
-            "Set decoder_start_token_id there.",
-            Exit.MISMATCH,
-        )
+    start = opening(config)
     ids = _framed(tokenizer, config, target)
     ends = (*config.eos, tokenizer.eos)
     ids = ids[ids[0] in ends : len(ids) - (ids[-1] in ends)]  # one that opens texts too is not what a decoder says

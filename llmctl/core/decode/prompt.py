@@ -32,17 +32,26 @@ def prompt_ids(tokenizer: Tokenizer, text: str, config: ModelConfig, special: bo
                 "The prompt is empty, and this model has no token that begins a text.", "Give it a word.", Exit.USAGE
             )
         ids = [start]
-    if max(ids) >= config.vocab:
-        raise UserError(
-            f"The tokenizer gives the id {max(ids)}, but the model knows only ids below {config.vocab}.",
-            "The tokenizer files in this checkpoint belong to another model.",
-            Exit.MISMATCH,
-        )
+    check_known(ids, config)
     if len(ids) > config.context and config.position != "relative":
         raise UserError(
             f"The prompt has {len(ids)} tokens; the model's context holds {config.context}.", "Shorten the prompt."
         )
     return ids
+
+
+def check_known(ids: list[int], config: ModelConfig) -> None:
+    """Check that a model knows the ids that its tokenizer gives.
+
+    Raises:
+        UserError: one is beyond its vocabulary.
+    """
+    if ids and max(ids) >= config.vocab:
+        raise UserError(
+            f"The tokenizer gives the id {max(ids)}, but the model knows only ids below {config.vocab}.",
+            "The tokenizer files in this checkpoint belong to another model.",
+            Exit.MISMATCH,
+        )
 
 
 def start_id(tokenizer: Tokenizer, config: ModelConfig) -> int | None:

@@ -10,6 +10,21 @@ from llmctl.errors import Exit, UserError
 from llmctl.spec.model import ModelConfig
 
 
+def opening(config: ModelConfig) -> int:
+    """The id that the decoder of an encoder-decoder begins with.
+
+    Raises:
+        UserError: its config names none.
+    """
+    if config.opens is None:
+        raise UserError(
+            "Nothing says what this model's decoder begins with.",
+            'Put "decoder_start_token_id" into its config.json.',
+            Exit.MISMATCH,
+        )
+    return config.opens
+
+
 @dataclass(frozen=True)
 class Rules:
     """Constraints of generation_config.json, by the meaning that transformers gives them.
@@ -46,13 +61,7 @@ class Rules:
         """
         both = config.kind == "encoder-decoder"
         start = said.get("decoder_start_token_id")
-        start = next((one for one in (start, config.decoder_start, config.bos) if one is not None), None)
-        if both and start is None:
-            raise UserError(
-                "Nothing says what this model's decoder begins with.",
-                'Put "decoder_start_token_id" into its generation_config.json.',
-                Exit.MISMATCH,
-            )
+        start = opening(config) if both and start is None else start
         banned = said.get("bad_words_ids") or []
         if not isinstance(banned, list) or not all(isinstance(run, list) and run for run in banned):
             raise _wrong("bad_words_ids", banned, "lists of token ids")

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from llmctl.core.decode.rules import opening
 from llmctl.core.infer.encode import Padded, Row, padded
 from llmctl.core.model.memory import EncoderInput
 from llmctl.core.model.transformer import Transformer
@@ -23,7 +24,7 @@ def classify(model: Transformer, rows: Sequence[Row]) -> list[Tensor]:
     where the labels are quantities, the scores are what the model gives.
 
     Raises:
-        UserError: the scores are not numbers.
+        UserError: the scores are not numbers, or nothing says what a decoder beside an encoder begins with.
     """
     config = model.config
     batch = padded(rows, config, next(model.parameters()).device)
@@ -46,9 +47,8 @@ def _hidden(model: Transformer, batch: Padded) -> Tensor:
     """
     if model.config.kind != "encoder-decoder":
         return model(batch.tokens, segments=batch.segments, types=batch.types)
-    start = model.config.decoder_start
-    start = (model.config.bos if start is None else start) or 0
-    shifted = torch.cat([torch.full_like(batch.tokens[:, :1], start), batch.tokens[:, :-1]], dim=1)
+    first = torch.full_like(batch.tokens[:, :1], opening(model.config))
+    shifted = torch.cat([first, batch.tokens[:, :-1]], dim=1)
     source = EncoderInput(batch.tokens, segments=batch.segments)
     return model(shifted, segments=batch.segments, encoder=source)
 

@@ -10,6 +10,7 @@ import torch
 from tokenizers import processors
 from torch import Tensor
 
+from llmctl.core.decode.prompt import check_known
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.model import ModelConfig
@@ -90,13 +91,7 @@ class Encoder:
             hint = "It was not valid UTF-8 where it came from: convert it with iconv."
             raise UserError("the text holds half a surrogate pair, so it is not UTF-8.", hint) from error
         for one in found:
-            if one.ids and max(one.ids) >= self.config.vocab:
-                raise UserError(
-                    f"The tokenizer gives the id {max(one.ids)}, but the model knows only ids below "
-                    f"{self.config.vocab}.",
-                    "The tokenizer files in this checkpoint belong to another model.",
-                    Exit.MISMATCH,
-                )
+            check_known(one.ids, self.config)
         return [Row(one, bool(one.overflowing)) for one in found]
 
     def row(self, text: str, pair: str | None = None) -> Row | str:
