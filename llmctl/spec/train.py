@@ -1,4 +1,4 @@
-"""TrainConfig: how a model is trained: length, batch, optimizer, schedule; and the schedule's arithmetic."""
+"""Learning and TrainConfig: how a model is trained: optimizer, schedule and its arithmetic; length and batch."""
 
 import math
 from dataclasses import dataclass
@@ -11,21 +11,15 @@ Optimizer = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Training.
+class Learning:
+    """Optimizer and schedule.
 
-    Options of the one training loop.
+    What one training loop needs, however long it is and whatever its steps are made of.
 
     Raises:
-        UserError: a value out of range, or not exactly one length.
+        UserError: a value out of range.
     """
 
-    steps: Annotated[int | None, "Optimizer steps to take."] = None
-    epochs: Annotated[float | None, "Passes over the training tokens."] = None
-    tokens: Annotated[int | None, "Training tokens to see."] = None
-    batch_tokens: Annotated[int, "Tokens of one optimizer step."] = 4096
-    block: Annotated[int | None, "Tokens of one training row; default: the model's context."] = None
-    micro_batch: Annotated[int, "Rows of one forward pass; 0: found automatically."] = 0
     optimizer: Annotated[Optimizer, "adamw, or muon for matrices with adamw for the rest."] = "adamw"
     lr: Annotated[float, "Peak learning rate of AdamW."] = 1.5e-3
     min_lr: Annotated[float, "Learning rate at the end, as a share of --lr."] = 0.1
@@ -40,49 +34,29 @@ class TrainConfig:
     clip: Annotated[float, "Clip the gradient to this global norm; 0: never."] = 1.0
     recompute: Annotated[bool, "Recompute activations in the backward pass to save memory."] = False
     compile: Annotated[bool, "Compile the model with torch.compile."] = False
-    cross_document: Annotated[
-        bool,
-        "Let tokens attend to earlier documents packed in their row. Keeping them apart is free in rows of up to "
-        "1024 tokens on a CPU; in longer ones attention takes about 1.7 times as long.",
-    ] = False
 
     def __post_init__(self) -> None:
-        given = [name for name in ("steps", "epochs", "tokens") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise UserError(f"--{' and --'.join(given)} both say how long to train.", "Keep one of them.", Exit.USAGE)
+        lengths = [name for name in ("steps", "epochs", "tokens") if getattr(self, name, None) is not None]
+        if len(lengths) > 1:
+            raise UserError(f"--{' and --'.join(lengths)} both say how long to train.", "Keep one of them.", Exit.USAGE)
         bad = [
             f"--{name.replace('_', '-')} is {getattr(self, name)}, wanted {wanted}"
-            for name, good, wanted in (
-                ("steps", self.steps is None or self.steps >= 0, "0 or more"),
-                ("epochs", self.epochs is None or self.epochs > 0, "more than 0"),
-                ("tokens", self.tokens is None or self.tokens > 0, "more than 0"),
-                ("batch_tokens", self.batch_tokens > 0, "more than 0"),
-                ("block", self.block is None or self.block > 1, "2 or more"),
-                ("micro_batch", self.micro_batch >= 0, "0 or more"),
-                ("lr", self.lr > 0, "more than 0"),
-                ("min_lr", 0 <= self.min_lr <= 1, "from 0 to 1"),
-                ("warmup", self.warmup >= 0, "0 or more"),
-                ("decay", 0 <= self.decay <= 1, "from 0 to 1"),
-                ("clip", self.clip >= 0, "0 or more"),
-                ("weight_decay", self.weight_decay >= 0, "0 or more"),
-            )
+            for name, good, wanted in self._wanted()
             if not good
         ]
         if bad:
             raise UserError("; ".join(bad) + ".", code=Exit.USAGE)
 
-    def rows(self, block: int) -> int:
-        """Rows of `block` tokens in one optimizer step: as many as fit in batch_tokens, at least one."""
-        return max(1, self.batch_tokens // block)
-
-    def length(self, tokens: int, block: int) -> int:
-        """Optimizer steps of the whole run over a split of `tokens` tokens; without a length, those of one epoch."""
-        rows = self.rows(block)
-        if self.steps is not None:
-            return self.steps
-        if self.tokens is not None:
-            return math.ceil(self.tokens / (rows * block))
-        return math.ceil((self.epochs or 1.0) * rows_per_epoch(tokens, block) / rows)
+    def _wanted(self) -> list[tuple[str, bool, str]]:
+        """What is asked of each field: its name, whether it is so, and what is wanted."""
+        return [
+            ("lr", self.lr is None or self.lr > 0, "more than 0"),
+            ("min_lr", 0 <= self.min_lr <= 1, "from 0 to 1"),
+            ("warmup", self.warmup >= 0, "0 or more"),
+            ("decay", 0 <= self.decay <= 1, "from 0 to 1"),
+            ("clip", self.clip >= 0, "0 or more"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+        ]
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step 1..steps, as a share of the peak.
@@ -104,6 +78,53 @@ class TrainConfig:
             "wsd": min(1.0, (steps - step) / max(1.0, self.decay * steps)),
         }[self.schedule]
         return self.min_lr + (1 - self.min_lr) * shape
+
+
+@dataclass(frozen=True)
+class TrainConfig(Learning):
+    """Training.
+
+    Training on a stream of tokens, cut into rows.
+
+    Raises:
+        UserError: a value out of range, or not exactly one length.
+    """
+
+    steps: Annotated[int | None, "Optimizer steps to take."] = None
+    epochs: Annotated[float | None, "Passes over the training tokens."] = None
+    tokens: Annotated[int | None, "Training tokens to see."] = None
+    batch_tokens: Annotated[int, "Tokens of one optimizer step."] = 4096
+    block: Annotated[int | None, "Tokens of one training row; default: the model's context."] = None
+    micro_batch: Annotated[int, "Rows of one forward pass; 0: found automatically."] = 0
+    cross_document: Annotated[
+        bool,
+        "Let tokens attend to earlier documents packed in their row. Keeping them apart is free in rows of up to "
+        "1024 tokens on a CPU; in longer ones attention takes about 1.7 times as long.",
+    ] = False
+
+    def _wanted(self) -> list[tuple[str, bool, str]]:
+        return [
+            ("steps", self.steps is None or self.steps >= 0, "0 or more"),
+            ("epochs", self.epochs is None or self.epochs > 0, "more than 0"),
+            ("tokens", self.tokens is None or self.tokens > 0, "more than 0"),
+            ("batch_tokens", self.batch_tokens > 0, "more than 0"),
+            ("block", self.block is None or self.block > 1, "2 or more"),
+            ("micro_batch", self.micro_batch >= 0, "0 or more"),
+            *super()._wanted(),
+        ]
+
+    def rows(self, block: int) -> int:
+        """Rows of `block` tokens in one optimizer step: as many as fit in batch_tokens, at least one."""
+        return max(1, self.batch_tokens // block)
+
+    def length(self, tokens: int, block: int) -> int:
+        """Optimizer steps of the whole run over a split of `tokens` tokens; without a length, those of one epoch."""
+        rows = self.rows(block)
+        if self.steps is not None:
+            return self.steps
+        if self.tokens is not None:
+            return math.ceil(self.tokens / (rows * block))
+        return math.ceil((self.epochs or 1.0) * rows_per_epoch(tokens, block) / rows)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ class Batch(NamedTuple):
         prefix: (B, T) bool, tokens that see each other both ways.
         encoder: what the encoder of an encoder-decoder reads; the rest is then the decoder's.
         pairs: (B,) int64, for rows of two texts: 0 where the second follows the first, 1 where it does not.
+        labels: what a classifier of texts is asked for: (B,) int64, or where labels do not exclude each other (B, L)
+            float32.
     """
 
     tokens: Tensor
@@ -42,19 +44,20 @@ class Batch(NamedTuple):
     prefix: Tensor | None = None
     encoder: EncoderInput | None = None
     pairs: Tensor | None = None
+    labels: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device; through pinned memory, without waiting, when that is a GPU."""
         pinned = device.type == "cuda"
 
-        def moved(part: Tensor) -> Tensor:
+        def moved(part: object) -> object:
+            if isinstance(part, EncoderInput):
+                return part.to(device, pinned)
+            if not isinstance(part, Tensor):
+                return part
             return (part.pin_memory() if pinned else part).to(device, non_blocking=pinned)
 
-        return Batch(
-            *(moved(part) if isinstance(part, Tensor) else part for part in self[:-2]),
-            encoder=None if self.encoder is None else self.encoder.to(device, pinned),
-            pairs=None if self.pairs is None else moved(self.pairs),
-        )
+        return Batch(*(moved(part) for part in self))
 
 
 class Place(NamedTuple):

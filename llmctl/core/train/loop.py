@@ -13,7 +13,7 @@ from llmctl.core.device import Place
 from llmctl.core.train.objectives import Loss
 from llmctl.core.train.optim import set_rate
 from llmctl.errors import UserError
-from llmctl.spec.train import TrainConfig
+from llmctl.spec.train import Learning
 
 Objective = Callable[[torch.nn.Module, Batch], Loss]
 
@@ -44,7 +44,7 @@ def train(
     model: torch.nn.Module,
     batches: Callable[[int], Iterable[Batch]],
     objective: Objective,
-    config: TrainConfig,
+    config: Learning,
     optimizers: list[torch.optim.Optimizer],
     place: Place,
     steps: int,

@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from llmctl.spec.train import TrainConfig
+from llmctl.spec.train import Learning
 
 
-def optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, config: Learning) -> list[torch.optim.Optimizer]:
     """The optimizers of a training run; together they hold each trainable parameter once.
 
     adamw: one AdamW; matrices decay, vectors (norms, biases) do not. muon: the matrices of the layers go to Muon,

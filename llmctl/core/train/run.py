@@ -16,7 +16,7 @@ from llmctl.core.checkpoint.state import load_state, save_state
 from llmctl.core.data.batch import Batch
 from llmctl.core.device import Place
 from llmctl.core.train.loop import Objective, Step, evaluate, train
-from llmctl.spec.train import TrainConfig
+from llmctl.spec.train import Learning
 
 STATE = ".state"  # below the run's directory; a dot, so it is gone from the finished one
 METRICS = "metrics.jsonl"
@@ -77,7 +77,7 @@ class Run:
     directory: Path
     model: torch.nn.Module
     optimizers: list[torch.optim.Optimizer]
-    config: TrainConfig
+    config: Learning
     objective: Objective
     place: Place
     steps: int

@@ -1,0 +1,50 @@
+"""Sites: the modules of a published model by their own names, and the modules of ours that each of them is."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from llmctl.spec.account import rules
+from llmctl.spec.families.family import Family
+from llmctl.spec.model import ModelConfig
+from llmctl.spec.names import Fusion
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module of a published model that has a weight of two dimensions: a matrix or a table.
+
+    Attributes:
+        theirs: its name in the class that the checkpoint is saved from: "transformer.h.0.attn.c_attn".
+        ours: our modules that share its output rows, in their order: q, k and v.
+        transposed: it holds (in, out), as GPT-2's Conv1D does.
+        fusion: how several of ours share the rows.
+        table: it is an embedding.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    transposed: bool
+    fusion: Fusion
+    table: bool
+
+
+def sites(config: ModelConfig, family: Family | None = None) -> list[Site]:
+    """Every site of a model, in the order of its files.
+
+    Args:
+        family: whose names; None: that in which the model is written.
+    """
+    found = []
+    for rule in rules(config, family):
+        ours = [name.removesuffix(".weight") for name in rule.ours]
+        if rule.ours[0] == ours[0] or "norm" in ours[0].rpartition(".")[2]:
+            continue  # a bias, or the weight of a norm
+        table = ours[0].startswith(("embed.", "encoder_embed.")) or ours[0].endswith(".relative")
+        site = Site(rule.theirs.removesuffix(".weight"), tuple(ours), rule.transposed, rule.fusion, table)
+        found.append(site)
+    return found
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a shell pattern is a name of ours, or a run of its parts: attention.q, mlp, decoder.layers.0."""
+    return any(fnmatchcase(f".{name}.", wanted) for wanted in (f".{pattern}.", f"*.{pattern}.*"))
