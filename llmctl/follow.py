@@ -35,8 +35,9 @@ def follow(run: "Run", console: Console) -> dict[str, float]:
     run.finish()
     if run.evaluations:
         before, after = run.evaluations[0].figures, run.evaluations[-1].figures
-        spelled = (f"{name.replace('_', ' ')} {before[name]:.4g} before, {after[name]:.4g} after" for name in after)
-        console.say(f"held-out {'; '.join(spelled)}")
+        names = {name: name.replace("heldout", "held-out").replace("_", " ") for name in after}
+        spelled = (f"{names[name]} {before[name]:.4g} before, {after[name]:.4g} after" for name in after)
+        console.say("; ".join(spelled))
     return _summary(run, loss)
 
 
@@ -47,8 +48,8 @@ def _summary(run: "Run", loss: float) -> dict[str, float]:
     if run.evaluations:
         first, last, best = run.evaluations[0], run.evaluations[-1], run.best
         summary |= {
-            **{f"heldout_{name}_before": value for name, value in first.figures.items()},
-            **{f"heldout_{name}": value for name, value in last.figures.items()},
+            **{f"{name}_before": value for name, value in first.figures.items()},
+            **last.figures,
             "best_step": best.step,
             "best_heldout_loss": best.loss,
         }

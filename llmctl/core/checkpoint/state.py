@@ -25,7 +25,7 @@ def save_state(
     Args:
         directory: made when absent.
         step: steps taken.
-        model: its parameters are saved as they are.
+        model: its trained parameters are saved as they are; the others come from where the run began.
         optimizers: whose moments are saved under the names of the parameters.
         facts: whatever else the run goes on from; JSON.
 
@@ -52,8 +52,8 @@ def save_state(
 def _write(
     directory: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], facts: dict[str, Any]
 ) -> None:
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {f"model/{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    names = {parameter: name for name, parameter in _trained(model).items()}
+    tensors = {f"model/{name}": parameter.detach() for name, parameter in _trained(model).items()}
     numbers: dict[str, float] = {}
     for optimizer in optimizers:
         for parameter, moments in optimizer.state.items():
@@ -77,13 +77,13 @@ def load_state(
         The steps taken and the facts, or None where no state was saved.
 
     Raises:
-        KeyError: a parameter of the model is not in the state.
+        KeyError: a trained parameter of the model is not in the state.
     """
     steps = _steps(directory)
     if not steps:
         return None
     about = json.loads((steps[-1] / "state.json").read_text())
-    parameters = dict(model.named_parameters())
+    parameters = _trained(model)
     held = {id(p): o for o in optimizers for group in o.param_groups for p in group["params"]}
     with safe_open(steps[-1] / "tensors.safetensors", "pt") as file, torch.no_grad():
         for name, parameter in parameters.items():
@@ -98,6 +98,11 @@ def load_state(
         name, _, moment = key.rpartition("/")
         held[id(parameters[name])].state[parameters[name]][moment] = value
     return about["step"], about["facts"]
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name; one that several modules share under its first."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _steps(directory: Path) -> list[Path]:

@@ -23,16 +23,19 @@ def initialise(model: Transformer, seed: int) -> Transformer:
     Source: Radford et al., "Language Models are Unsupervised Multitask Learners", section 2.3; Raffel et al.,
     arXiv:1910.10683, and the released code, for T5.
     """
-    config = model.config
-    deviation = _relative if config.position == "relative" else _plain
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() == 1:
-                one = not name.endswith("bias") and not (config.norm_plus_one and "norm" in name)
-                parameter.fill_(1.0 if one else 0.0)
-                continue
-            parameter.copy_(_drawn(parameter.shape, deviation(config, name, parameter.shape[1]), seed, name))
+            parameter.copy_(first(model.config, name, parameter.shape, seed))
     return model
+
+
+def first(config: ModelConfig, name: str, shape: torch.Size, seed: int) -> Tensor:
+    """The first weights of one parameter of a model, float32 on the CPU; see `initialise`."""
+    if len(shape) == 1:
+        one = not name.endswith("bias") and not (config.norm_plus_one and "norm" in name)
+        return torch.full(shape, 1.0 if one else 0.0)
+    deviation = _relative if config.position == "relative" else _plain
+    return drawn(shape, deviation(config, name, shape[1]), seed, name)
 
 
 def _plain(config: ModelConfig, name: str, inputs: int) -> float:
@@ -48,7 +51,8 @@ def _relative(config: ModelConfig, name: str, inputs: int) -> float:
     return (inputs * config.head_dim if name.endswith("attention.q.weight") else inputs) ** -0.5
 
 
-def _drawn(shape: torch.Size, deviation: float, seed: int, name: str) -> Tensor:
+def drawn(shape: torch.Size, deviation: float, seed: int, name: str) -> Tensor:
+    """Normal numbers of a deviation, float32 on the CPU, from the stream of a seed and a name."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0.0, deviation, generator=generator)

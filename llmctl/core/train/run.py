@@ -23,15 +23,29 @@ METRICS = "metrics.jsonl"
 BEST = "best"
 
 
+class Probe(NamedTuple):
+    """Data besides the held-out text that each evaluation measures: of the old kind, say, to see what is forgotten.
+
+    Attributes:
+        batches: makes them.
+        objective: what is asked of the model.
+        tokens: its loss is of tokens, so that a perplexity says something.
+    """
+
+    batches: Callable[[], Iterable[Batch]]
+    objective: Objective
+    tokens: bool
+
+
 class Evaluation(NamedTuple):
     """Held-out loss after some step.
 
     Attributes:
         step: steps taken.
-        loss: nats a token.
+        loss: nats a token, or whatever is scored.
         bits_per_byte: of the text; None where not all of it is scored, each token once.
         best: it is the lowest so far.
-        measures: what else the objective reports, by name.
+        measures: what else is known, by name; what `heldout` figures are called begins with heldout.
     """
 
     step: int
@@ -41,19 +55,17 @@ class Evaluation(NamedTuple):
     measures: dict[str, float]
 
     @property
-    def perplexity(self) -> float:
-        return math.exp(min(self.loss, 700.0))
-
-    @property
     def figures(self) -> dict[str, float]:
         """Every figure there is, by name."""
-        bits = {} if self.bits_per_byte is None else {"bits_per_byte": self.bits_per_byte}
-        return {"loss": self.loss, "perplexity": self.perplexity, **bits, **self.measures}
+        bits = {} if self.bits_per_byte is None else {"heldout_bits_per_byte": self.bits_per_byte}
+        return {"heldout_loss": self.loss, **bits, **self.measures}
 
     def __str__(self) -> str:
-        bits = "" if self.bits_per_byte is None else f", {self.bits_per_byte:.4f} bits per byte"
-        more = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in self.measures.items())
-        return f"loss {self.loss:.4f}, perplexity {self.perplexity:.2f}{bits}{more}"
+        def digits(name: str) -> int:
+            return 2 if name.endswith("perplexity") else 4
+
+        named = {name: name.removeprefix("heldout_").replace("_", " ") for name in self.figures}
+        return ", ".join(f"{named[name]} {value:.{digits(name)}f}" for name, value in self.figures.items())
 
 
 @dataclass
@@ -66,6 +78,8 @@ class Run:
         batches: micro-batches of a step.
         heldout: makes the batches to evaluate on, or None.
         bytes_per_token: of the held-out text, for bits per byte; None where they would mean nothing.
+        labelled: what is scored is no token, so a perplexity would mean nothing.
+        probes: further data to measure at each evaluation, by the name of their figures.
         eval_every: steps between evaluations; there is one before the first step and one after the last, too.
         save_every: seconds between states written to disk.
         write: writes the model as a checkpoint into a directory.
@@ -89,6 +103,8 @@ class Run:
     write: Callable[[Path], None]
     flops_per_token: float = 0.0
     sinks: list[Callable[[dict[str, Any]], None]] = field(default_factory=list)
+    labelled: bool = False
+    probes: dict[str, Probe] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.done = 0  # steps taken
@@ -169,29 +185,30 @@ class Run:
 
     def _evaluate(self) -> Evaluation:
         start = time.perf_counter()
-        sums: dict[str, list[float]] = {}
-        for loss in evaluate(self.model, self.heldout(), self.objective, self.place):
-            for name, (total, count) in {"loss": (loss.total, loss.count), **loss.measures}.items():
-                both = sums.setdefault(name, [0.0, 0.0])
-                both[0], both[1] = both[0] + float(total), both[1] + count
-        measures = {name: total / max(1.0, count) for name, (total, count) in sums.items()}
-        mean = measures.pop("loss")
+        measures = self._measured("heldout", Probe(self.heldout, self.objective, not self.labelled))
+        mean = measures.pop("heldout_loss")
+        for name, probe in self.probes.items():
+            measures |= self._measured(name, probe)
         bits = mean / math.log(2) / self.bytes_per_token if self.bytes_per_token else None
         best = self.best is None or mean < self.best.loss
         made = Evaluation(self.done, mean, bits, best, measures)
         self.seconds += time.perf_counter() - start
         self.evaluations.append(made)
-        self._record(
-            {
-                "step": self.done,
-                "tokens": self.tokens,
-                "seconds": round(self.seconds, 3),
-                **{f"heldout_{name}": value for name, value in made.figures.items()},
-            }
-        )
+        self._record({"step": self.done, "tokens": self.tokens, "seconds": round(self.seconds, 3), **made.figures})
         if best and 0 < self.done < self.steps:
             self._keep_best()
         return made
+
+    def _measured(self, data: str, probe: Probe) -> dict[str, float]:
+        """The figures of some data, by its name and theirs: its mean loss first."""
+        sums: dict[str, list[float]] = {}
+        for loss in evaluate(self.model, probe.batches(), probe.objective, self.place):
+            for name, (total, count) in {"loss": (loss.total, loss.count), **loss.measures}.items():
+                both = sums.setdefault(name, [0.0, 0.0])
+                both[0], both[1] = both[0] + float(total), both[1] + count
+        means = {name: total / max(1.0, count) for name, (total, count) in sums.items()}
+        more = {"perplexity": math.exp(min(means["loss"], 700.0))} if probe.tokens else {}
+        return {f"{data}_{name}": value for name, value in {"loss": means.pop("loss"), **more, **means}.items()}
 
     def _keep_best(self) -> None:
         """Write best/; a run killed while it does so writes it anew, since its state is older."""
