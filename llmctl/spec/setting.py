@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from llmctl.errors import Exit, UserError
+from llmctl.spec.adapt import AdaptConfig
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.noise import NoiseConfig
 from llmctl.spec.quantized import Quantized
@@ -108,9 +109,27 @@ class Setting:
             )
 
     @property
+    def tuning(self) -> AdaptConfig:
+        """What is trained."""
+        if not self.lora_rank:
+            return AdaptConfig(method="full")
+        return AdaptConfig(rank=self.lora_rank, targets=tuple(f"layers.*.{name}" for name in self.lora_targets))
+
+    @property
+    def base(self) -> Dtype:
+        """In which the frozen tensors outside the layers are held, and so the stream between the layers."""
+        return self.dtype
+
+    @property
+    def matrices(self) -> Quantized:
+        """How the frozen matrices of the layers are held; none: in `base`."""
+        return self.quantize
+
+    @property
     def autocast(self) -> bool:
-        """Weights are fp32 and 16-bit copies of them enter the matrix products."""
-        return self.mode == "training" and self.dtype != "fp32" and self.precision == "autocast" and not self.lora_rank
+        """The stream between the layers is in fp32, and 16-bit copies of it and of the weights enter the products."""
+        wide = not self.tuning.makes_adapter or self.base == "fp32"
+        return self.mode == "training" and self.dtype != "fp32" and self.precision == "autocast" and wide
 
     @property
     def devices(self) -> int:
@@ -151,3 +170,33 @@ class Setting:
             problems.append(f"--pipeline-parallel {self.pipeline_parallel} exceeds the model's {config.layers} layers")
         if problems:
             raise UserError("; ".join(problems) + ".", "Take degrees that divide the model evenly.", Exit.MISMATCH)
+
+
+@dataclass(frozen=True)
+class Tuned(Setting):
+    """A fine-tuning as `finetune` does it: frozen tensors outside the layers stay as they are stored.
+
+    Attributes:
+        adapt: what is trained.
+        stored: in which numbers the frozen tensors are stored.
+    """
+
+    adapt: AdaptConfig = AdaptConfig()
+    stored: Dtype = "fp32"
+
+    @property
+    def tuning(self) -> AdaptConfig:
+        """What is trained."""
+        return self.adapt
+
+    @property
+    def base(self) -> Dtype:
+        """As in `Setting`; arithmetic in fp32 takes numbers in fp32."""
+        return "fp32" if self.dtype == "fp32" else self.stored
+
+    @property
+    def matrices(self) -> Quantized | Dtype:
+        """How the frozen matrices of the layers are held."""
+        if self.adapt.nf4:
+            return "nf4-dq" if self.adapt.double_quant else "nf4"
+        return self.dtype if self.adapt.base_dtype == "auto" else self.adapt.base_dtype
