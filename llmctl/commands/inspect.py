@@ -28,7 +28,7 @@ DEPENDS = {
 }
 HEADS = (  # what `_scores` tells
     *("tie", "lm_head", "head_transform", "head_bias", "next_sentence"),
-    *("classifier", "classifier_dense", "classifier_pool", "problem", "labels"),
+    *("classifier", "classifier_dense", "classifier_pool", "classifier_dropout", "problem", "labels"),
 )
 MOST_LABELS = 12  # that are named
 

@@ -127,6 +127,7 @@ class ModelConfig:
     classifier: Classifier = "none"
     classifier_dense: ClassifierDense = "none"  # a dense layer with this activation before the classifier's scores
     classifier_pool: Pool = "first"  # which token stands for a sequence, where there is no pooler
+    classifier_dropout: float | None = None  # before the classifier's matrices; None: as everywhere
     problem: Problem = "single_label"
     labels: tuple[str, ...] = ()  # of the classifier's scores
     prefix_lm: bool = False  # the tokens of a prompt see each other both ways
@@ -170,8 +171,12 @@ class ModelConfig:
         for name in ("rope_local_theta", "attention_scale", "attention_softcap", "logit_softcap"):
             if getattr(self, name) is not None and not _finite(getattr(self, name), more_than=0):
                 raise _misfit(f"{name} is {getattr(self, name)!r}; it must be more than 0, or null.")
-        if self.dropout >= 1:
-            raise _misfit(f"dropout is {self.dropout:g}; it must be less than 1.")
+        for name in ("dropout", "classifier_dropout"):
+            share = getattr(self, name)
+            if share is not None and not (_finite(share, None) and share < 1):
+                raise _misfit(f"{name} is {share!r}; it must be 0 or more, and less than 1.")
+        if self.classifier == "none" or self.classifier_bare or self.classifier_dropout == self.dropout:
+            object.__setattr__(self, "classifier_dropout", None)
         if self.heads % self.kv_heads:
             raise _misfit(f"heads {self.heads} does not divide by kv_heads {self.kv_heads}.")
         self._check_rope()
@@ -261,6 +266,11 @@ class ModelConfig:
     def opens(self) -> int | None:
         """What a decoder beside an encoder begins with: decoder_start, or where none is named, bos."""
         return self.bos if self.decoder_start is None else self.decoder_start
+
+    @property
+    def classifier_bare(self) -> bool:
+        """Whether the classifier is a matrix alone, with no bias and no dropout before it: of texts, in a decoder."""
+        return self.kind == "decoder" and self.classifier == "sequence"
 
     def window_of(self, layer: int) -> int | None:
         """The sliding window of one layer, in positions, or None where it sees everything."""

@@ -80,6 +80,8 @@ def _head_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         found |= _dense("classifier.dense", width, width)
     if config.labels:
         found |= _dense("classifier.out", len(config.labels), width)
+    if config.classifier_bare:
+        del found["classifier.out.bias"]
     return found
 
 

@@ -28,7 +28,7 @@ def classify(model: Transformer, rows: Sequence[Row]) -> list[Tensor]:
     """
     config = model.config
     batch = padded(rows, config, next(model.parameters()).device)
-    scores = model.classify(_hidden(model, batch), batch.segments).float().cpu()
+    scores = model.classify(_hidden(model, batch), batch.segments, batch.tokens).float().cpu()
     if not bool(scores.isfinite().all()):
         raise UserError("The model's scores are not numbers (NaN).", "Try --dtype fp32, or llmctl verify.")
     if config.problem == "multi_label" or (config.problem == "single_label" and len(config.labels) == 1):

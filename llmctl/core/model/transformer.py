@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmctl.core.model.cache import Cache
-from llmctl.core.model.layers import ACTIVATIONS, Block, Embedding, Linear, Stack
+from llmctl.core.model.layers import ACTIVATIONS, Block, Embedding, Linear, Side, Stack
 from llmctl.core.model.memory import EncoderInput, Memory
 from llmctl.core.model.norms import LayerNorm, norm_of
 from llmctl.core.model.position import sinusoids
+from llmctl.core.model.virtual import Place, Prompt
 from llmctl.errors import Exit, UserError
 from llmctl.spec.model import ModelConfig
 
@@ -21,11 +22,15 @@ class Transformer(nn.Module):
 
     The names of its parameters are the same for every family, and methods rely on them. Parameters are zeros until
     `initialise` or a checkpoint fills them; with device="meta" they take no memory.
+
+    Attributes:
+        prompt: None, or vectors that stand before those of each row's tokens, in the first stack.
     """
 
     def __init__(self, config: ModelConfig, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
         super().__init__()
         self.config = config
+        self.prompt: Prompt | None = None
         made = {"device": device, "dtype": dtype}
         self.embed = Embed(config, **made)
         both = config.kind == "encoder-decoder"
@@ -77,13 +82,12 @@ class Transformer(nn.Module):
             raise ValueError(f"a model of kind {self.config.kind} reads {'a' if self.encoder_embed else 'no'} source")
         if encoder is not None:
             memory = self.encode(*encoder)
-        start = 0 if cache is None else cache.length
-        positions = self._positions(tokens, positions, start)
-        stack = self.encoder if self.decoder is None else self.decoder
-        x = stack(self.embed(tokens, positions, types), positions, segments, cache, prefix, memory)
+        prompt = self.prompt if self.encoder_embed is None else None  # else its encoder has read it
+        row = self._row(self._last, prompt, tokens, positions, segments, types, prefix, cache)
+        x = self._last(self.embed(*row[:5]), row.positions, row.segments, cache, row.prefix, memory)
         if cache is not None:
-            cache.advance(tokens.shape[1])
-        return x
+            cache.advance(x.shape[1] + (self._last.virtual if cache.length == 0 else 0))
+        return x if row.place is None else self._own(x, row.place)
 
     def encode(
         self,
@@ -94,12 +98,34 @@ class Transformer(nn.Module):
     ) -> Memory:
         """What an encoder makes of a source, for the decoder to read; arguments as for `forward`.
 
+        With a prompt, that of its vectors too: the last of its slots are the source's.
+
         Raises:
             UserError: learned positions, and the row is longer than they are.
         """
-        positions = self._positions(tokens, positions, 0)
         embed = self.embed if self.encoder_embed is None else self.encoder_embed
-        return Memory(self.encoder(embed(tokens, positions, types), positions, segments), segments)
+        row = self._row(self.encoder, self.prompt, tokens, positions, segments, types)
+        return Memory(self.encoder(embed(*row[:5]), row.positions, row.segments), row.segments)
+
+    def virtual_tokens(self, side: Side) -> int:
+        """How many virtual tokens stand before each row that a stack reads: they take places in its context."""
+        stack = {"encoder": self.encoder, "decoder": self.decoder}[side]
+        prompted = self.prompt is not None and (side == "encoder" or self.encoder is None)
+        return (stack.virtual if stack is not None else 0) + (len(self.prompt.vectors) if prompted else 0)
+
+    @property
+    def _last(self) -> Stack:
+        return self.encoder if self.decoder is None else self.decoder
+
+    def _own(self, x: Tensor, place: Place) -> Tensor:
+        """The hidden states of a row's own tokens, (B, N + T, width) to (B, T, width).
+
+        Where the first token stands for the row, it is the first of the prompt, as in a row that begins with the
+        prompt's tokens: its state takes the place of the first token's, and classifiers need not know.
+        """
+        if self.config.classifier != "sequence" or self.config.classifier_pool != "first":
+            return x[:, place.count :]
+        return torch.cat((x[:, :1], x[:, place.count + 1 :]), dim=1)
 
     def pooled(self, hidden: Tensor, segments: Tensor | None = None) -> Tensor:
         """What stands for each row: (B, T, width) to (B, width).
@@ -124,13 +150,20 @@ class Transformer(nn.Module):
         """(B, T, width) to (B, 2): that the second text of each row follows the first, and that it does not."""
         return self.next_sentence(self.pooled(hidden))
 
-    def classify(self, hidden: Tensor, segments: Tensor | None = None) -> Tensor:
+    def classify(self, hidden: Tensor, segments: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
         """Scores of labels: of each row, (B, L), or with a classifier of tokens of each token, (B, T, L).
 
         A classifier's own dense layer stands in the pooler's place: old files of RoBERTa carry both and use one.
+
+        Args:
+            tokens: (B, T) int64, what a decoder read. Its classifiers are published with a text's last token found as
+                the last that is not the pad token, so that a pad token within the text counts as padding too.
         """
         if self.config.classifier == "token":
             return self.classifier(hidden)
+        if tokens is not None and self.config.kind == "decoder" and self.config.pad is not None:
+            seen = tokens != self.config.pad
+            segments = seen if segments is None else seen & (segments != 0)
         pooled = self.pooled if self.config.classifier_dense == "none" else self._standing
         return self.classifier(pooled(hidden, segments))
 
@@ -140,18 +173,69 @@ class Transformer(nn.Module):
         stacks = [stack for stack in (self.encoder, self.decoder) if stack is not None]
         return [layer for stack in stacks for layer in stack.layers.values()]
 
-    def _positions(self, tokens: Tensor, positions: Tensor | None, start: int) -> Tensor:
-        """(B or 1, T), counted from `start` unless they are given."""
-        if positions is not None:
-            return positions
-        end = start + tokens.shape[1]
+    def _row(
+        self,
+        stack: Stack,
+        prompt: Prompt | None,
+        tokens: Tensor,
+        positions: Tensor | None,
+        segments: Tensor | None,
+        types: Tensor | None,
+        prefix: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> "_Row":
+        """What a stack reads in one pass: the arguments of `forward`, with the virtual tokens that are theirs."""
+        start = 0 if cache is None else cache.length
+        first, known = stack.virtual, 0 if prompt is None else len(prompt.vectors)
+        place, vectors = None, None
+        if known and start == 0:
+            place, vectors = Place.of(known, segments), prompt.vectors
+            segments, prefix = (None if part is None else place.beside(1, part) for part in (segments, prefix))
+            types = None if types is None else place.beside(0, types)
+        added = 0 if place is None else place.count
+        if positions is None:
+            start = max(start, first)
+            end = start + added + tokens.shape[1]
+            positions = torch.arange(start, end, device=tokens.device)[None]  # (1, S)
+            self._check_fits(end)
+        elif first or known:
+            positions = positions + (first + known)
+            if self.embed.positions is not None:
+                self._check_fits(int(positions.max()) + 1)
+            if place is not None:
+                own = torch.arange(first, first + added, device=tokens.device)
+                positions = place.join(own[None], positions, 1)
+        return _Row(tokens, positions, types, vectors, place, segments, prefix)
+
+    def _check_fits(self, end: int) -> None:
         if self.embed.positions is not None and end > self.config.context:
             raise UserError(
                 f"A row of {end} tokens does not fit this model: its learned positions end at {self.config.context}.",
                 "Use shorter rows.",
                 Exit.MISMATCH,
             )
-        return torch.arange(start, end, device=tokens.device)[None]  # (1, T)
+
+
+class _Row(NamedTuple):
+    """What a stack reads in one pass, T tokens and those of the prompt; the first five are for its embedding.
+
+    Attributes:
+        tokens: (B, T).
+        positions: (B or 1, S).
+        types: (B, S), or None.
+        vectors: (N, width) of the prompt, or None.
+        place: where they go, or None.
+        segments: (B, S), or None.
+        prefix: (B, S) bool, or None.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    types: Tensor | None
+    vectors: Tensor | None
+    place: Place | None
+    segments: Tensor | None
+    prefix: Tensor | None
 
 
 class Embed(nn.Module):
@@ -176,15 +260,26 @@ class Embed(nn.Module):
         self.scaled = self.sinusoidal or config.embed_scale
         self.dropout = config.dropout
 
-    def forward(self, tokens: Tensor, positions: Tensor, types: Tensor | None = None) -> Tensor:
-        """(B, T) tokens, (B or 1, T) positions and (B, T) kinds to (B, T, width).
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        types: Tensor | None = None,
+        vectors: Tensor | None = None,
+        place: Place | None = None,
+    ) -> Tensor:
+        """(B, T) tokens, (B or 1, S) positions and (B, S) kinds to (B, S, width), S = T without a prompt.
+
+        Args:
+            vectors: (N, width) of a prompt, which stand beside those of tokens; S = N + T.
+            place: where among them.
 
         Source: token vectors are scaled by the root of the width where sinusoids are added: Vaswani et al.,
         arXiv:1706.03762, sections 3.4 and 3.5; kinds: Devlin et al., arXiv:1810.04805, figure 2.
         """
-        x = (self._shared[0] or self.tokens)(tokens)
-        if self.scaled:
-            x = x * torch.tensor(math.sqrt(x.shape[-1]), dtype=x.dtype)  # rounded as Gemma rounds it
+        x = self.vectors(tokens)
+        if place is not None:
+            x = place.join(vectors[None], x, 1)
         if self.types is not None:
             x = x + (self.types.weight[0] if types is None else self.types(types))
         if self.positions is not None:
@@ -194,6 +289,11 @@ class Embed(nn.Module):
         if self.norm is not None:
             x = self.norm(x)
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
+
+    def vectors(self, tokens: Tensor) -> Tensor:
+        """What stands for each token before anything is added: (B, T) to (B, T, width)."""
+        x = (self._shared[0] or self.tokens)(tokens)
+        return x * torch.tensor(math.sqrt(x.shape[-1]), dtype=x.dtype) if self.scaled else x  # as Gemma rounds it
 
 
 class Projection(NamedTuple):
@@ -211,7 +311,11 @@ class Projection(NamedTuple):
 
 
 class _Scores(nn.Module):
-    """Hidden states to logits; what `Head` and `TiedHead` share."""
+    """Hidden states to logits; what `Head` and `TiedHead` share.
+
+    Attributes:
+        adapter: None, or what stands in for the product, as in `Linear`.
+    """
 
     def __init__(self, config: ModelConfig, device=None, dtype=None):
         super().__init__()
@@ -223,6 +327,7 @@ class _Scores(nn.Module):
             self.activation = ACTIVATIONS[config.activation]
         self.bias = nn.Parameter(torch.empty(config.vocab, **made)) if config.head_bias else None
         self.scale, self.softcap = config.logit_scale, config.logit_softcap
+        self.adapter: nn.Module | None = None
 
     def features(self, hidden: Tensor) -> Tensor:
         """What meets the matrix: (..., width) to the same."""
@@ -233,12 +338,22 @@ class _Scores(nn.Module):
     @property
     def projection(self) -> Projection:
         """What makes logits of the features."""
-        return Projection(self.weight, self.bias, self.softcap)
+        weight = self.weight if self.adapter is None else self.adapter.weight(self).to(self.weight.dtype)
+        return Projection(weight, self.bias, self.softcap)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., width) to (..., V)."""
-        logits = F.linear(self.features(hidden), self.weight, self.bias)
+        features = self.features(hidden)
+        logits = self.plain(features) if self.adapter is None else self.adapter(self, features)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def plain(self, features: Tensor) -> Tensor:
+        """(..., width) to (..., V), whatever the adapter, and not capped."""
+        return F.linear(features, self.weight, self.bias)
+
+    def dense(self) -> Tensor:
+        """The matrix, (V, width)."""
+        return self.weight
 
 
 class Head(_Scores):
@@ -263,7 +378,7 @@ class TiedHead(_Scores):
 
 
 class Classifier(nn.Module):
-    """Scores of labels, after a dense layer where the family has one."""
+    """Scores of labels, after a dense layer where the family has one; of texts in a decoder, a matrix alone."""
 
     def __init__(self, config: ModelConfig, device=None, dtype=None):
         super().__init__()
@@ -271,8 +386,10 @@ class Classifier(nn.Module):
         dense = config.classifier_dense != "none"
         self.dense = Linear(config.width, config.width, **made) if dense else None
         self.activation = DENSE[config.classifier_dense]
-        self.out = Linear(config.width, len(config.labels), **made)
-        self.dropout = config.dropout
+        self.out = Linear(config.width, len(config.labels), bias=not config.classifier_bare, **made)
+        self.dropout = config.dropout if config.classifier_dropout is None else config.classifier_dropout
+        if config.classifier_bare:
+            self.dropout = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to (..., L)."""

@@ -4,12 +4,13 @@ from llmctl.errors import Exit, UserError
 from llmctl.spec.families.decoder import ACTIVATIONS, SPELLED
 from llmctl.spec.families.family import Family, pair, tokens_json
 from llmctl.spec.families.fields import Fields
-from llmctl.spec.families.heads import heads_json, read_heads
+from llmctl.spec.families.heads import classifier_dropout, heads_json, read_heads
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
 
 _OFFSET = 2  # rows of the table of positions that nothing uses
 _SEQUENCE = {"classifier": "sequence", "classifier_dense": "tanh", "classifier_pool": "last", "lm_head": False}
+_HEAD_DROPOUT = ("classifier_dropout", 0.0)
 _HEADS: dict[str, dict] = {
     "ForConditionalGeneration": {},
     "Model": {},  # bart-base is published as one; its head is the embedding, so it has one all the same
@@ -53,7 +54,7 @@ def to_config(json: dict) -> ModelConfig:
         "eos": fields.tokens("eos_token_id", (2,)),
         "pad": fields.token("pad_token_id", 1),
         "decoder_start": fields.token("decoder_start_token_id", 2),
-        **read_heads(fields, "Bart", _HEADS, "ForConditionalGeneration", labels=3),
+        **read_heads(fields, "Bart", _HEADS, "ForConditionalGeneration", 3, _HEAD_DROPOUT),
     }
     fields.check()
     return ModelConfig(
@@ -100,7 +101,7 @@ def to_json(config: ModelConfig) -> dict:
         "dropout": config.dropout,
         "attention_dropout": config.dropout,
         "activation_dropout": 0.0,
-        "classifier_dropout": config.dropout,
+        "classifier_dropout": classifier_dropout(config),
         "init_std": config.init_std,
         "is_encoder_decoder": True,
         "tie_word_embeddings": True,
@@ -161,4 +162,5 @@ FAMILY = Family(
     ignored=(r"(encoder|decoder)\.version",),
     aliases=dict.fromkeys(_TABLES, "model.shared.weight"),
     settled=("head_bias",),
+    classifiers=lambda config: {"sequence": {**_SEQUENCE, "classifier_dropout": _HEAD_DROPOUT[1]}},
 )

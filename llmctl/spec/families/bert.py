@@ -4,12 +4,13 @@ from llmctl.errors import Exit, UserError
 from llmctl.spec.families.decoder import ACTIVATIONS, SPELLED
 from llmctl.spec.families.family import Family, pair, tokens_json
 from llmctl.spec.families.fields import Fields
-from llmctl.spec.families.heads import heads_json, read_heads
-from llmctl.spec.model import ModelConfig
+from llmctl.spec.families.heads import SEQUENCE, TOKEN, classifier_dropout, heads_json, read_heads
+from llmctl.spec.model import Classifier, ModelConfig
 from llmctl.spec.names import Name
 
 _CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "distilbert": "DistilBert"}
 _ROBERTA = ("roberta", "xlm-roberta")
+_DISTIL_DROPOUT = 0.2  # before the scores of texts, where nothing is said
 _EXACT = {"gelu": "gelu", "gelu_python": "gelu"}  # RoBERTa's head has this activation whatever hidden_act says
 _TOKENS = {"classifier": "token"}
 _HEADS: dict[str, dict[str, dict]] = {
@@ -71,7 +72,7 @@ def to_config(json: dict) -> ModelConfig:
     offset = rest["pad"] + 1 if kind in _ROBERTA and rest["pad"] is not None else 0
     if rows <= offset:
         fields.wrong.append(f"max_position_embeddings is {rows}, but the first {offset} are those of padding")
-    rest |= read_heads(fields, _CLASSES[kind], _HEADS[kind], "Model")
+    rest |= read_heads(fields, _CLASSES[kind], _HEADS[kind], "Model", dropout=_head_dropout(fields))
     fields.check()
     return ModelConfig(
         **shape,
@@ -119,6 +120,14 @@ def _distil_shape(fields: Fields) -> dict:
     }
 
 
+def _head_dropout(fields: Fields) -> tuple[str, float | None]:
+    """The key of what is dropped before a classifier; in distilbert, one of texts has its own, one of tokens none."""
+    if fields.kind != "distilbert":
+        return "classifier_dropout", None
+    tokens = str(fields.json.get("architectures")).count(TOKEN)
+    return ("", None) if tokens else ("seq_classif_dropout", _DISTIL_DROPOUT)
+
+
 def to_json(config: ModelConfig) -> dict:
     """The inverse of `to_config`.
 
@@ -147,7 +156,7 @@ def to_json(config: ModelConfig) -> dict:
             "dropout": config.dropout,
             "attention_dropout": config.dropout,
             "qa_dropout": config.dropout,
-            "seq_classif_dropout": config.dropout,
+            "seq_classif_dropout": _DISTIL_DROPOUT if config.classifier == "none" else classifier_dropout(config),
             "sinusoidal_pos_embds": False,
         }
     return json | {
@@ -162,6 +171,7 @@ def to_json(config: ModelConfig) -> dict:
         "layer_norm_eps": config.norm_eps,
         "position_embedding_type": "absolute",
         "use_cache": True,
+        "classifier_dropout": config.classifier_dropout,
     }
 
 
@@ -257,6 +267,12 @@ def _classifier_names(config: ModelConfig, dense: str, out: str) -> list[Name]:
     return [*pair(dense, "classifier.dense", bias=True), *pair(out, "classifier.out", bias=True)]
 
 
+def _classifiers(config: ModelConfig) -> dict[Classifier, dict[str, object]]:
+    known, alone = _HEADS[config.model_type], {"pooler": False, "lm_head": False}
+    fresh = {"classifier_dropout": _DISTIL_DROPOUT} if config.model_type == "distilbert" else {}
+    return {"sequence": {**alone, **known[SEQUENCE], **fresh}, "token": {**alone, **known[TOKEN]}}
+
+
 FAMILY = Family(
     model_types=tuple(_CLASSES),
     to_config=to_config,
@@ -267,4 +283,5 @@ FAMILY = Family(
     renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
     aliases={"cls.predictions.decoder.bias": "cls.predictions.bias", "lm_head.decoder.bias": "lm_head.bias"},
     settled=("lm_head", "pooler", "next_sentence", "pooler"),  # the pooler again, once nothing needs it
+    classifiers=_classifiers,
 )

@@ -1,9 +1,18 @@
 """bloom: ALiBi, a norm after the embedding, q k v in one matrix that takes turns head by head."""
 
+from llmctl.spec.families.decoder import classes_of
 from llmctl.spec.families.family import Family, pair, tokens_json
 from llmctl.spec.families.fields import Fields
+from llmctl.spec.families.heads import (
+    decoder_classifiers,
+    decoder_head_names,
+    decoder_heads_json,
+    read_decoder_heads,
+)
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
+
+_CLASSES = classes_of("Bloom")
 
 
 def to_config(json: dict) -> ModelConfig:
@@ -29,6 +38,7 @@ def to_config(json: dict) -> ModelConfig:
         "bos": fields.token("bos_token_id", 1),
         "eos": fields.tokens("eos_token_id", (2,)),
         "pad": fields.token("pad_token_id"),
+        **read_decoder_heads(fields, _CLASSES, None),
     }
     fields.check()
     return ModelConfig(
@@ -50,7 +60,7 @@ def to_config(json: dict) -> ModelConfig:
 def to_json(config: ModelConfig) -> dict:
     """The inverse of `to_config`."""
     return {
-        "architectures": ["BloomForCausalLM"],
+        **decoder_heads_json(config, _CLASSES),
         "model_type": "bloom",
         "vocab_size": config.vocab,
         "hidden_size": config.width,
@@ -88,8 +98,15 @@ def names(config: ModelConfig) -> list[Name]:
         *pair(f"{theirs}.mlp.dense_h_to_4h", f"{ours}.mlp.up", bias=True),
         *pair(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.mlp.down", bias=True),
         *pair("transformer.ln_f", "decoder.norm", bias=True),
-        *([] if config.tie else [Name("lm_head.weight", ("head.weight",))]),
+        *decoder_head_names(config, tokens="classifier"),
     ]
 
 
-FAMILY = Family(model_types=("bloom",), to_config=to_config, to_json=to_json, names=names, prefixes=("transformer.",))
+FAMILY = Family(
+    model_types=("bloom",),
+    to_config=to_config,
+    to_json=to_json,
+    names=names,
+    prefixes=("transformer.",),
+    classifiers=lambda config: decoder_classifiers(_CLASSES, None),
+)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from llmctl.spec.families.family import pair, tokens_json
 from llmctl.spec.families.fields import Fields
-from llmctl.spec.model import ModelConfig
+from llmctl.spec.families.heads import SEQUENCE, TOKEN, decoder_head_names
+from llmctl.spec.model import Classifier, ModelConfig
 from llmctl.spec.names import Name
 
 ACTIVATIONS = {
@@ -20,6 +21,11 @@ ACTIVATIONS = {
 }
 IGNORED = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"rotary_emb\.inv_freq")  # buffers in old files
 SPELLED = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+
+
+def classes_of(prefix: str) -> dict[Classifier, str]:
+    """The classes of transformers for a decoder, by their classifier."""
+    return {"none": f"{prefix}ForCausalLM", "sequence": prefix + SEQUENCE, "token": prefix + TOKEN}
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ def layer_names(config: ModelConfig, norms: dict[str, str]) -> list[Name]:
         *pair(f"{mlp}.up_proj", f"{ours}.mlp.up", config.mlp_bias),
         *pair(f"{mlp}.down_proj", f"{ours}.mlp.down", config.mlp_bias),
         *pair("model.norm", "decoder.norm", bias=False),
-        *([] if config.tie else [Name("lm_head.weight", ("head.weight",))]),
+        *decoder_head_names(config),
     ]
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llmctl.spec.model import ModelConfig
+from llmctl.spec.model import Classifier, ModelConfig
 from llmctl.spec.names import Name
 
 
@@ -23,6 +23,8 @@ class Family:
         aliases: other names under which a file may hold a tensor again, or instead: alias to the name in `names`.
         settled: flags of ModelConfig that the stored tensors decide: config.json does not always say which heads
             there are.
+        classifiers: of a model of that config, the fields that a head which labels texts ("sequence") or their tokens
+            ("token") changes; a head that no class of transformers has is absent.
     """
 
     model_types: tuple[str, ...]
@@ -34,6 +36,7 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
     settled: tuple[str, ...] = ()
+    classifiers: Callable[[ModelConfig], dict[Classifier, dict[str, object]]] = lambda config: {}
 
     def renaming(self, name: str) -> str:
         """What a stored tensor is called in files of today."""

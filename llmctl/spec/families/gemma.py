@@ -5,6 +5,7 @@ from llmctl.spec.families.decoder import (
     IGNORED,
     SPELLED,
     Defaults,
+    classes_of,
     layer_names,
     layer_types_json,
     need_whole_heads,
@@ -15,14 +16,15 @@ from llmctl.spec.families.decoder import (
 )
 from llmctl.spec.families.family import Family
 from llmctl.spec.families.fields import Fields
+from llmctl.spec.families.heads import decoder_classifiers, decoder_heads_json, read_decoder_heads
 from llmctl.spec.families.rope import Spelling, layered_rope_json, read_layered_rope, read_rope, rope_json
-from llmctl.spec.model import ModelConfig
+from llmctl.spec.model import Classifier, ModelConfig
 from llmctl.spec.names import Name
 
-_ARCHITECTURES = {
-    "gemma": "GemmaForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
+_CLASSES: dict[str, dict[Classifier, str]] = {
+    "gemma": classes_of("Gemma"),
+    "gemma2": classes_of("Gemma2"),
+    "gemma3_text": {"none": "Gemma3ForCausalLM", "sequence": "Gemma3TextForSequenceClassification"},
 }
 _SHARED = {"head_dim": 256, "tie": True, "bos": 2, "eos": (1,), "pad": 0}
 _DEFAULTS = {
@@ -43,7 +45,7 @@ def to_config(json: dict) -> ModelConfig:
     fields.refuse_foreign()
     fields.refuse("use_bidirectional_attention", False)
     shape = read_shape(fields, _DEFAULTS[kind])
-    rest = _READ[kind](fields, shape)
+    rest = {**_READ[kind](fields, shape), **read_decoder_heads(fields, _CLASSES[kind])}
     biased = fields.flag("attention_bias", False)
     fields.check()
     return ModelConfig(
@@ -61,7 +63,7 @@ def to_json(config: ModelConfig) -> dict:
     """The inverse of `to_config`."""
     kind = config.model_type
     json = {
-        "architectures": [_ARCHITECTURES[kind]],
+        **decoder_heads_json(config, _CLASSES[kind]),
         "model_type": kind,
         **shape_json(config),
         "attention_bias": config.qkv_bias,
@@ -169,4 +171,5 @@ FAMILY = Family(
     names=names,
     prefixes=("model.",),
     ignored=IGNORED,
+    classifiers=lambda config: decoder_classifiers(_CLASSES[config.model_type]),
 )

@@ -2,9 +2,20 @@
 
 from llmctl.spec.families.family import Family, pair, tokens_json
 from llmctl.spec.families.fields import Fields
-from llmctl.spec.model import ModelConfig
+from llmctl.spec.families.heads import (
+    decoder_classifiers,
+    decoder_head_names,
+    decoder_heads_json,
+    read_decoder_heads,
+)
+from llmctl.spec.model import Classifier, ModelConfig
 from llmctl.spec.names import Name
 
+_CLASSES: dict[Classifier, str] = {
+    "none": "GPT2LMHeadModel",
+    "sequence": "GPT2ForSequenceClassification",
+    "token": "GPT2ForTokenClassification",
+}
 _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -43,6 +54,7 @@ def to_config(json: dict) -> ModelConfig:
         "bos": fields.token("bos_token_id", 50256),
         "eos": fields.tokens("eos_token_id", (50256,)),
         "pad": fields.token("pad_token_id"),
+        **read_decoder_heads(fields, _CLASSES),
     }
     fields.check()
     return ModelConfig(
@@ -62,7 +74,7 @@ def to_json(config: ModelConfig) -> dict:
     """The inverse of `to_config`."""
     spelled = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
     return {
-        "architectures": ["GPT2LMHeadModel"],
+        **decoder_heads_json(config, _CLASSES),
         "model_type": "gpt2",
         "vocab_size": config.vocab,
         "n_positions": config.context,
@@ -99,7 +111,7 @@ def names(config: ModelConfig) -> list[Name]:
         *pair(f"{theirs}.mlp.c_fc", f"{ours}.mlp.up", bias=True, transposed=True),
         *pair(f"{theirs}.mlp.c_proj", f"{ours}.mlp.down", bias=True, transposed=True),
         *pair("transformer.ln_f", "decoder.norm", bias=True),
-        *([] if config.tie else [Name("lm_head.weight", ("head.weight",))]),
+        *decoder_head_names(config, tokens="classifier"),
     ]
 
 
@@ -110,4 +122,5 @@ FAMILY = Family(
     names=names,
     prefixes=("transformer.",),
     ignored=(r"h\.\d+\.attn\.(masked_)?bias",),
+    classifiers=lambda config: decoder_classifiers(_CLASSES),
 )

@@ -1,12 +1,19 @@
 """gpt_neox (pythia): LayerNorm, rotary positions in a part of each head, attention and MLP side by side."""
 
-from llmctl.spec.families.decoder import ACTIVATIONS, SPELLED
+from llmctl.spec.families.decoder import ACTIVATIONS, SPELLED, classes_of
 from llmctl.spec.families.family import Family, pair, tokens_json
 from llmctl.spec.families.fields import Fields
+from llmctl.spec.families.heads import (
+    decoder_classifiers,
+    decoder_head_names,
+    decoder_heads_json,
+    read_decoder_heads,
+)
 from llmctl.spec.families.rope import Spelling, read_rope, rope_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
 
+_CLASSES = classes_of("GPTNeoX")
 _ROPE = Spelling(theta_key="rotary_emb_base", share=0.25, share_keys=("rotary_pct",))
 _DROPS = ("attention_dropout", "hidden_dropout")
 
@@ -39,6 +46,7 @@ def to_config(json: dict) -> ModelConfig:
         "bos": fields.token("bos_token_id", 0),
         "eos": fields.tokens("eos_token_id", (2,)),
         "pad": fields.token("pad_token_id"),
+        **read_decoder_heads(fields, _CLASSES),
     }
     fields.check()
     return ModelConfig(**config, norm="layer", gated=False, mlp_bias=True, model_type="gpt_neox")
@@ -47,7 +55,7 @@ def to_config(json: dict) -> ModelConfig:
 def to_json(config: ModelConfig) -> dict:
     """The inverse of `to_config`."""
     return {
-        "architectures": ["GPTNeoXForCausalLM"],
+        **decoder_heads_json(config, _CLASSES),
         "model_type": "gpt_neox",
         "vocab_size": config.vocab,
         "hidden_size": config.width,
@@ -88,7 +96,7 @@ def names(config: ModelConfig) -> list[Name]:
         *pair(f"{theirs}.mlp.dense_h_to_4h", f"{ours}.mlp.up", bias=True),
         *pair(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.mlp.down", bias=True),
         *pair("gpt_neox.final_layer_norm", "decoder.norm", bias=True),
-        *([] if config.tie else [Name("embed_out.weight", ("head.weight",))]),
+        *decoder_head_names(config, head="embed_out", tokens="classifier"),
     ]
 
 
@@ -100,4 +108,5 @@ FAMILY = Family(
     prefixes=("gpt_neox.",),
     ignored=(r"layers\.\d+\.attention\.(masked_)?bias", r"layers\.\d+\.attention\.rotary_emb\.inv_freq"),
     renamed=((r"^lm_head\.", "embed_out."),),
+    classifiers=lambda config: decoder_classifiers(_CLASSES),
 )

@@ -5,6 +5,7 @@ from llmctl.spec.families.decoder import (
     IGNORED,
     SPELLED,
     Defaults,
+    classes_of,
     layer_names,
     layer_types_json,
     need_whole_heads,
@@ -15,16 +16,17 @@ from llmctl.spec.families.decoder import (
 )
 from llmctl.spec.families.family import Family
 from llmctl.spec.families.fields import Fields
+from llmctl.spec.families.heads import decoder_classifiers, decoder_heads_json, read_decoder_heads
 from llmctl.spec.families.rope import Spelling, read_rope, rope_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
 
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "smollm3": "SmolLM3ForCausalLM",
+_CLASSES = {
+    "llama": classes_of("Llama"),
+    "mistral": classes_of("Mistral"),
+    "qwen2": classes_of("Qwen2"),
+    "qwen3": classes_of("Qwen3"),
+    "smollm3": classes_of("SmolLM3"),
 }
 _DEFAULTS = {
     "llama": Defaults(context=2048, bos=1, eos=(2,)),
@@ -59,6 +61,7 @@ def to_config(json: dict) -> ModelConfig:
         "window": window,
         "window_layers": window_layers,
         "rope_skip": skipped,
+        **read_decoder_heads(fields, _CLASSES[kind]),
     }
     fields.check()
     return ModelConfig(**shape, **rope, **rest, model_type=kind)
@@ -68,7 +71,7 @@ def to_json(config: ModelConfig) -> dict:
     """The inverse of `to_config`; rope in the old spelling and in the new."""
     kind = config.model_type
     json = {
-        "architectures": [_ARCHITECTURES[kind]],
+        **decoder_heads_json(config, _CLASSES[kind]),
         "model_type": kind,
         **shape_json(config),
         "hidden_act": SPELLED[config.activation],
@@ -169,4 +172,5 @@ FAMILY = Family(
     names=names,
     prefixes=("model.",),
     ignored=IGNORED,
+    classifiers=lambda config: decoder_classifiers(_CLASSES[config.model_type]),
 )

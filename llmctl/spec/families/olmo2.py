@@ -12,10 +12,12 @@ from llmctl.spec.families.decoder import (
 )
 from llmctl.spec.families.family import Family
 from llmctl.spec.families.fields import Fields
+from llmctl.spec.families.heads import decoder_classifiers, decoder_heads_json, read_decoder_heads
 from llmctl.spec.families.rope import read_rope, rope_json
-from llmctl.spec.model import ModelConfig
+from llmctl.spec.model import Classifier, ModelConfig
 from llmctl.spec.names import Name
 
+_CLASSES: dict[Classifier, str] = {"none": "Olmo2ForCausalLM", "sequence": "Olmo2ForSequenceClassification"}
 _DEFAULTS = Defaults(context=2048, norm_eps=1e-5, eos=(50279,), pad=1)
 
 
@@ -29,10 +31,12 @@ def to_config(json: dict) -> ModelConfig:
     read_layer_types(fields, shape["layers"], "full_attention")
     biased = fields.flag("attention_bias", False)
     activation = fields.one_of("hidden_act", ACTIVATIONS, "silu")
+    heads = read_decoder_heads(fields, _CLASSES)
     fields.check()
     return ModelConfig(
         **shape,
         **rope,
+        **heads,
         activation=activation,
         norm_place="output",
         qkv_bias=biased,
@@ -46,7 +50,7 @@ def to_config(json: dict) -> ModelConfig:
 def to_json(config: ModelConfig) -> dict:
     """The inverse of `to_config`."""
     return {
-        "architectures": ["Olmo2ForCausalLM"],
+        **decoder_heads_json(config, _CLASSES),
         "model_type": "olmo2",
         **shape_json(config),
         "hidden_act": SPELLED[config.activation],
@@ -68,4 +72,5 @@ FAMILY = Family(
     names=names,
     prefixes=("model.",),
     ignored=IGNORED,
+    classifiers=lambda config: decoder_classifiers(_CLASSES),
 )

@@ -5,16 +5,24 @@ from llmctl.spec.families.decoder import (
     IGNORED,
     SPELLED,
     Defaults,
+    classes_of,
     read_layer_types,
     read_shape,
     shape_json,
 )
 from llmctl.spec.families.family import Family, pair
 from llmctl.spec.families.fields import Fields
+from llmctl.spec.families.heads import (
+    decoder_classifiers,
+    decoder_head_names,
+    decoder_heads_json,
+    read_decoder_heads,
+)
 from llmctl.spec.families.rope import Spelling, read_rope, rope_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
 
+_CLASSES = classes_of("Phi3")
 _DEFAULTS = Defaults(context=4096, norm_eps=1e-5, bos=1, eos=(32000,), pad=32000)
 _ROPE = Spelling(share_keys=("partial_rotary_factor",), original=4096, kinds=("longrope",))
 _DROPS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
@@ -32,7 +40,8 @@ def to_config(json: dict) -> ModelConfig:
     rope = read_rope(fields, shape["context"], _ROPE, head_dim)
     window = fields.count("sliding_window", default=None)
     read_layer_types(fields, shape["layers"], "full_attention" if window is None else "sliding_attention")
-    rest = {"activation": fields.one_of("hidden_act", ACTIVATIONS, "silu"), "window": window}
+    activation = fields.one_of("hidden_act", ACTIVATIONS, "silu")
+    rest = {"activation": activation, "window": window, **read_decoder_heads(fields, _CLASSES)}
     fields.check()
     return ModelConfig(**shape, **rope, **rest, model_type="phi3")
 
@@ -40,7 +49,7 @@ def to_config(json: dict) -> ModelConfig:
 def to_json(config: ModelConfig) -> dict:
     """The inverse of `to_config`."""
     return {
-        "architectures": ["Phi3ForCausalLM"],
+        **decoder_heads_json(config, _CLASSES),
         "model_type": "phi3",
         **shape_json(config),
         **dict.fromkeys(_DROPS, config.dropout),
@@ -73,7 +82,7 @@ def names(config: ModelConfig) -> list[Name]:
         Name(f"{theirs}.mlp.gate_up_proj.weight", (f"{ours}.mlp.gate.weight", f"{ours}.mlp.up.weight")),
         *pair(f"{theirs}.mlp.down_proj", f"{ours}.mlp.down", bias=False),
         *pair("model.norm", "decoder.norm", bias=False),
-        *([] if config.tie else [Name("lm_head.weight", ("head.weight",))]),
+        *decoder_head_names(config),
     ]
 
 
@@ -84,4 +93,5 @@ FAMILY = Family(
     names=names,
     prefixes=("model.",),
     ignored=IGNORED,
+    classifiers=lambda config: decoder_classifiers(_CLASSES),
 )

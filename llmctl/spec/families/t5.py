@@ -3,8 +3,8 @@
 from llmctl.errors import Exit, UserError
 from llmctl.spec.families.family import Family, pair, tokens_json
 from llmctl.spec.families.fields import Fields
-from llmctl.spec.families.heads import heads_json, read_heads
-from llmctl.spec.model import ModelConfig
+from llmctl.spec.families.heads import SEQUENCE, TOKEN, classifier_dropout, heads_json, read_heads
+from llmctl.spec.model import Classifier, ModelConfig
 from llmctl.spec.names import Name
 
 _CLASSES = {"t5": "T5", "mt5": "MT5"}
@@ -21,6 +21,7 @@ _PROJECTIONS = {  # feed_forward_proj: activation, gated
 }
 _BOTH, _ENCODER = {"kind": "encoder-decoder"}, {"kind": "encoder", "lm_head": False}
 _SEQUENCE = {"classifier": "sequence", "classifier_dense": "tanh", "classifier_pool": "last", "lm_head": False}
+_HEAD_DROPOUT = ("classifier_dropout", 0.0)
 _HEADS = {
     "ForConditionalGeneration": _BOTH,
     "WithLMHeadModel": _BOTH,  # what the first release called it
@@ -64,7 +65,7 @@ def to_config(json: dict) -> ModelConfig:
         "eos": fields.tokens("eos_token_id", (1,)),
         "pad": pad,
         "decoder_start": fields.token("decoder_start_token_id", pad),
-        **read_heads(fields, _CLASSES[kind], _HEADS, "ForConditionalGeneration"),
+        **read_heads(fields, _CLASSES[kind], _HEADS, "ForConditionalGeneration", dropout=_HEAD_DROPOUT),
     }
     if not fields.wrong and not 4 <= rest["relative_buckets"] < 2 * rest["relative_distance"]:
         fields.wrong.append(
@@ -116,7 +117,7 @@ def to_json(config: ModelConfig) -> dict:
         "relative_attention_max_distance": config.relative_distance,
         "feed_forward_proj": projection,
         "dropout_rate": config.dropout,
-        "classifier_dropout": config.dropout,
+        "classifier_dropout": classifier_dropout(config),
         "layer_norm_epsilon": config.norm_eps,
         "initializer_factor": 1.0,
         "initializer_range": config.init_std,
@@ -184,6 +185,15 @@ def _classifier_names(config: ModelConfig) -> list[Name]:
     return pair("classifier", "classifier.out", bias=True) if config.labels else []
 
 
+def _classifiers(config: ModelConfig) -> dict[Classifier, dict[str, object]]:
+    """Words are labelled by the encoder alone; an encoder alone does not label texts."""
+    fresh = {"classifier_dropout": _HEAD_DROPOUT[1]}
+    if config.kind == "encoder":
+        return {"token": {**_HEADS[TOKEN], **fresh}}
+    alone = {"layers": config.encoder_layers, "encoder_layers": 0}
+    return {"sequence": {**_HEADS[SEQUENCE], **fresh}, "token": {**_HEADS[TOKEN], **alone, **fresh}}
+
+
 _TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 FAMILY = Family(
     model_types=tuple(_CLASSES),
@@ -194,4 +204,5 @@ FAMILY = Family(
     ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
     aliases={f"{model}{one}": f"{model}shared.weight" for model in ("", "transformer.") for one in _TABLES},
     settled=("tie",),
+    classifiers=_classifiers,
 )
