@@ -1,0 +1,96 @@
+"""Lora: a matrix of low rank beside a frozen one: LoRA, rsLoRA, DoRA; on matrices and on tables."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Lora(nn.Module):
+    """scale B A beside the frozen matrix W, which a `Linear`, an `Embedding` or a head holds: W + scale B A.
+
+    With a magnitude (DoRA) each row of that sum has a learned length: row o is magnitude[o] times its direction. The
+    length that is divided by is a constant of the backward pass.
+
+    Of a table, (rows, width), W is the transpose: B A is (width, rows).
+
+    Attributes:
+        a: (r, in) float32; the matrices of one fused one share it.
+        b: (out, r) float32.
+        bias: (out,) float32, scaled as the product is, or None.
+        magnitude: (out,) float32, or None.
+        scale: of the product.
+        dropout: share of the input of A that is dropped in training.
+
+    Source: Hu et al., arXiv:2106.09685, equation 3; DoRA: Liu et al., arXiv:2402.09353, equations 5 and 11. Where
+    dropout and magnitude meet we drop what enters A alone, PEFT what enters W a second time as well.
+    """
+
+    def __init__(
+        self,
+        a: nn.Parameter,
+        b: Tensor,
+        scale: float,
+        dropout: float = 0.0,
+        magnitude: Tensor | None = None,
+        bias: Tensor | None = None,
+    ):
+        super().__init__()
+        self.a, self.b = a, nn.Parameter(b)
+        self.magnitude = None if magnitude is None else nn.Parameter(magnitude)
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.scale, self.dropout = scale, dropout
+
+    def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """What the layer makes of x, (..., in) to (..., out); of a table, (...) ids to (..., width)."""
+        y = layer.plain(x)
+        if isinstance(layer, nn.Embedding):
+            low = F.embedding(x, self.a.t())  # (..., r)
+        else:
+            low = F.linear(self._dropped(_as(x, self.a)), self.a)  # (..., r)
+        if self.magnitude is not None:
+            return self._rescaled(layer, y, low)
+        return _added(_as(y, low), low, self.b, self.scale, self.bias).to(y.dtype)
+
+    def product(self) -> Tensor:
+        """scale B A, (out, in) float32."""
+        return torch.addmm(self.b.new_zeros(()), self.b, self.a, beta=0, alpha=self.scale)
+
+    def weight(self, layer: nn.Module) -> Tensor:
+        """The matrix that the layer amounts to, (out, in) float32; of a table (rows, width)."""
+        dense = _matrix(layer).float()
+        found = torch.addmm(dense, self.b, self.a, alpha=self.scale)
+        if self.magnitude is not None:
+            found = found * (self.magnitude / norms(layer, self.a, self.b, self.scale))[:, None]
+        return found.t() if isinstance(layer, nn.Embedding) else found
+
+    def _rescaled(self, layer: nn.Module, y: Tensor, low: Tensor) -> Tensor:
+        """DoRA's output: all but the bias of y, and the low product, times magnitude over length."""
+        factor = self.magnitude / norms(layer, self.a, self.b, self.scale)  # (out,)
+        bias = getattr(layer, "bias", None)
+        scaled = y * factor if bias is None else torch.addcmul((1 - factor) * bias, y, factor)
+        return _added(_as(scaled, low), low, factor[:, None] * self.b, self.scale, None).to(y.dtype)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+
+
+@torch.no_grad()
+def norms(layer: nn.Module, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """The length of each row of W + scale B A: (out,) float32, a constant."""
+    return torch.linalg.vector_norm(torch.addmm(_matrix(layer).float(), b, a, alpha=scale), dim=1)
+
+
+def _matrix(layer: nn.Module) -> Tensor:
+    """(out, in): what a layer multiplies by; of a table its transpose."""
+    return layer.weight.t() if isinstance(layer, nn.Embedding) else layer.dense()
+
+
+def _as(x: Tensor, other: Tensor) -> Tensor:
+    """x in the dtype of the other, unless autocast chooses it."""
+    return x if x.dtype == other.dtype or torch.is_autocast_enabled(x.device.type) else x.to(other.dtype)
+
+
+def _added(y: Tensor, low: Tensor, b: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    """y + scale (low b' + bias), in one product: (..., out)."""
+    found = torch.addmm(y.flatten(0, -2), low.flatten(0, -2), b.t(), alpha=scale).view(y.shape)
+    return found if bias is None else torch.add(found, bias, alpha=scale)
