@@ -1,13 +1,16 @@
 """Adapter: an adapter_config.json, PEFT's or ours: every key honoured, known to mean nothing here, or refused."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 
 from llmctl.errors import Exit, UserError
+from llmctl.spec.families import family_read
 from llmctl.spec.files import read_json
+from llmctl.spec.model import ModelConfig
 from llmctl.spec.peft_keys import ALL_LINEAR, COMMON, KEYS
+from llmctl.spec.sites import Site, sites
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
@@ -33,6 +36,7 @@ class Adapter:
         feeds: ia3: the modules whose input is scaled, not the output; as `targets`.
         virtual_tokens: of soft prompts.
         adapted_layers: of LLaMA-Adapter.
+        depth: layers that the keys and values of a prefix were written for.
         width: of a bottleneck.
     """
 
@@ -57,6 +61,7 @@ class Adapter:
     width: int = 64
     virtual_tokens: int = 0
     adapted_layers: int = 0
+    depth: int = 0
 
     def targeted(self, name: str) -> bool:
         """Whether a module of the published model is adapted; of `all-linear`, any that is not kept out.
@@ -190,6 +195,15 @@ def weights_of(path: Path | str) -> Path:
             f"Convert it: torch.load(..., weights_only=True), then safetensors.torch.save_file to {WEIGHTS}.",
         )
     raise UserError(f"{directory} has no {WEIGHTS}.", "It may be incomplete; copy it again.", Exit.MISMATCH)
+
+
+def adaptable(config: ModelConfig) -> list[Site]:
+    """Every site of a model as it was read; a tied head too, which has no matrix of its own but can have an adapter."""
+    family = family_read(config)
+    found = sites(config, family)
+    if config.tie and config.lm_head:
+        found += [site for site in sites(replace(config, tie=False), family) if site.ours == ("head",)]
+    return found
 
 
 _PART = re.compile(

@@ -120,12 +120,22 @@ def _prefixes(config: ModelConfig, adapt: AdaptConfig) -> Shapes:
 
 def _prompts(config: ModelConfig, adapt: AdaptConfig) -> Shapes:
     """Lester et al., arXiv:2104.08691, section 2."""
-    return {"prompt": (adapt.virtual_tokens, config.width)}
+    return {"prompt.vectors": (adapt.virtual_tokens, config.width)}
 
 
 def _gated(config: ModelConfig, adapt: AdaptConfig) -> Shapes:
-    """Zhang et al., arXiv:2303.16199, section 3."""
-    return {}
+    """Zhang et al., arXiv:2303.16199, section 3.2; one gate a layer, as PEFT has them."""
+    found: Shapes = {}
+    for layer in gated_layers(config):
+        extra = f"{config.last_stack}.layers.{layer}.attention.extra"
+        found |= {f"{extra}.vectors": (adapt.virtual_tokens, config.width), f"{extra}.gate": (1,)}
+    return found
+
+
+def gated_layers(config: ModelConfig) -> range:
+    """The layers of the last stack that look at LLaMA-Adapter's vectors: all but two, as in the paper's 30 of 32."""
+    layers = config.stacks[config.last_stack]
+    return range(min(2, layers - 1), layers)
 
 
 def _layers(config: ModelConfig) -> Shapes:

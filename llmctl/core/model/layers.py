@@ -15,6 +15,7 @@ from llmctl.core.model.linear import Features, attend_linearly
 from llmctl.core.model.memory import Memory
 from llmctl.core.model.norms import RMSNorm, norm_of
 from llmctl.core.model.position import Angles, Rotary, alibi_slopes, relative_buckets, rotate
+from llmctl.core.model.virtual import Place
 from llmctl.spec.model import ModelConfig, Rotation
 
 Side = Literal["encoder", "decoder"]
@@ -39,6 +40,7 @@ class Shared(NamedTuple):
         memory_mask: of cross-attention.
         segments: (B, S) int64 of all tokens in view, 0 where one is padding; None: each row is one document.
         causal: no token sees one after itself.
+        place: where keys and values of a prefix go among those of this pass; None: none do.
     """
 
     angles: dict[Rotation, Angles]
@@ -48,6 +50,7 @@ class Shared(NamedTuple):
     memory_mask: Mask
     segments: Tensor | None
     causal: bool
+    place: Place | None
 
 
 class Linear(nn.Linear):
@@ -105,10 +108,17 @@ class Attention(nn.Module):
 
     `attend` is the function that makes outputs of queries, keys and values; one of the same signature may stand
     in its place, to look at what it is given.
+
+    Attributes:
+        prefix: None, or (2, Hkv, N, D): keys, turned as they should be, and values of N virtual tokens before each row.
+        extra: None, or what makes the output of the queries and of what attention made: `extra(self, q, y)`, both
+            (B, H, T, D), the queries turned, is then (B, T, width).
     """
 
     def __init__(self, config: ModelConfig, layer: int, device=None, dtype=None):
         super().__init__()
+        self.prefix: nn.Parameter | None = None
+        self.extra: nn.Module | None = None
         self.layer = layer
         self.window = config.window_of(layer)
         self.rotation = config.rotation_of(layer)
@@ -135,7 +145,8 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = self.heads(q), self.heads(k), self.heads(v)  # (B, H, T, D), (B, Hkv, T, D) twice
         turn = None if self.rotation is None else partial(rotate, angles=shared.angles[self.rotation])
-        return self.merged(self.mix(q, k, v, turn, shared))
+        y = self.mix(q, k, v, turn, shared)
+        return self.merged(y) if self.extra is None else self.extra(self, q if turn is None else turn(q), y)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, turn: Branch | None, shared: Shared) -> Tensor:
         """Outputs (B, H, T, D) of queries (B, H, T, D) on keys and values (B, Hkv, T, D) and those before them.
@@ -144,6 +155,8 @@ class Attention(nn.Module):
         """
         if turn is not None:
             q, k = turn(q), turn(k)
+        if shared.place is not None:
+            k, v = (shared.place.join(own[None], x, 2) for own, x in zip(self.prefix, (k, v), strict=True))
         if shared.cache is not None:
             k, v = shared.cache.append(self.layer, k, v)  # (B, Hkv, S, D)
         return self.attend(q, k, v, shared.masks[self.window], self.scale, self._drop(), self.softcap)
@@ -331,6 +344,12 @@ class Stack(nn.Module):
             x = layer(x, shared)
         return x if self.norm is None else self.norm(x)
 
+    @property
+    def virtual(self) -> int:
+        """The virtual tokens whose keys and values stand before each row."""
+        first = next(iter(self.layers.values())).attention.prefix
+        return 0 if first is None else first.shape[2]
+
     def _prepare(
         self,
         x: Tensor,
@@ -344,8 +363,13 @@ class Stack(nn.Module):
             raise ValueError("linear attention cannot show a prefix both ways")
         tokens = keys = x.shape[1]
         crossing = Mask() if memory is None else cross_mask(segments, memory.segments)
+        place = None
+        if self.virtual and (cache is None or cache.length == 0):
+            place = Place.of(self.virtual, segments)
+            segments, prefix = (None if part is None else place.beside(1, part) for part in (segments, prefix))
+            keys += place.count
         if cache is not None:
-            segments = cache.mark(segments, tokens)  # (B, S)
+            segments = cache.mark(segments, keys)  # (B, S)
             keys += cache.length
         if self.slopes is not None and self.slopes.device != x.device:
             self.slopes = self.slopes.to(x.device)
@@ -366,4 +390,4 @@ class Stack(nn.Module):
         if kept and torch.is_grad_enabled():  # one sum for all layers, where attention is explicit
             size = (tokens, keys, dtype, x.device)
             masks = {window: mask._replace(added=mask.summed(*size)) for window, mask in masks.items()}
-        return Shared(angles, masks, cache, memory, crossing, segments, self.causal)
+        return Shared(angles, masks, cache, memory, crossing, segments, self.causal, place)

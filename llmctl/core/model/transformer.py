@@ -83,10 +83,10 @@ class Transformer(nn.Module):
         if encoder is not None:
             memory = self.encode(*encoder)
         prompt = self.prompt if self.encoder_embed is None else None  # else its encoder has read it
-        row = self._row(self._last, prompt, tokens, positions, segments, types, prefix, cache)
-        x = self._last(self.embed(*row[:5]), row.positions, row.segments, cache, row.prefix, memory)
+        row = self._row(self.last_stack, prompt, tokens, positions, segments, types, prefix, cache)
+        x = self.last_stack(self.embed(*row[:5]), row.positions, row.segments, cache, row.prefix, memory)
         if cache is not None:
-            cache.advance(x.shape[1] + (self._last.virtual if cache.length == 0 else 0))
+            cache.advance(x.shape[1] + (self.last_stack.virtual if cache.length == 0 else 0))
         return x if row.place is None else self._own(x, row.place)
 
     def encode(
@@ -114,7 +114,8 @@ class Transformer(nn.Module):
         return (stack.virtual if stack is not None else 0) + (len(self.prompt.vectors) if prompted else 0)
 
     @property
-    def _last(self) -> Stack:
+    def last_stack(self) -> Stack:
+        """The stack whose hidden states `forward` returns."""
         return self.encoder if self.decoder is None else self.decoder
 
     def _own(self, x: Tensor, place: Place) -> Tensor:
