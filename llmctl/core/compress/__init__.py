@@ -1,0 +1,1 @@
+"""Compressing weights: packed formats, and models that hold them."""
