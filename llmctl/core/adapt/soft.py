@@ -86,7 +86,7 @@ def attach_soft(model: Transformer, config: AdaptConfig, seed: int, tokenizer: T
             embed = model.embed if model.encoder_embed is None else model.encoder_embed
             model.prompt = Prompt(embed.vectors(ids).float())
         else:
-            _set_prefix(model, _read(model, ids[None]))
+            set_prefix(model, read(model, ids[None]))
 
 
 def save_soft(model: Transformer) -> tuple[dict[str, object], dict[str, Tensor]]:
@@ -144,7 +144,7 @@ def load_soft(model: Transformer, adapter: Adapter, tensors: dict[str, Tensor]) 
             raise UserError(f"The prefix is of {written} layers, the model has {layers}.", code=Exit.MISMATCH)
         flat = _taken(tensors, VECTORS, (count, 2 * written * width))
         pairs = flat.view(count, written, 2, config.kv_heads, config.head_dim).permute(1, 2, 3, 0, 4)
-        _set_prefix(model, pairs[list(_places(written, layers, both))].to(device))
+        set_prefix(model, pairs[list(_places(written, layers, both))].to(device))
         return
     layers, adapted = len(model.last_stack.layers), adapter.adapted_layers
     if adapted > layers:
@@ -189,8 +189,19 @@ def _words(model: Transformer, config: AdaptConfig, seed: int, tokenizer: Tokeni
     return ids.repeat(-(-count // len(ids)))[:count].to(model.embed.tokens.weight.device)
 
 
-def _read(model: Transformer, ids: Tensor) -> Tensor:
-    """The keys, turned, and values that the last stack makes of rows of one, (layers, 2, Hkv, N, D) float32."""
+def read(model: Transformer, ids: Tensor, memory: Memory | None = None) -> Tensor:
+    """The keys, turned, and values that the last stack makes of a row.
+
+    Args:
+        ids: (1, N) int64.
+        memory: of the source, for a decoder that has one; None: the row itself is the source.
+
+    Returns:
+        (layers, 2, Hkv, N, D) float32.
+
+    Raises:
+        UserError: attention is linear, so there are no such keys.
+    """
     config, training = model.config, model.training
     if config.attention == "linear":
         raise UserError("--method prefix needs softmax attention.", "Use --method prompt.", Exit.USAGE)
@@ -198,16 +209,15 @@ def _read(model: Transformer, ids: Tensor) -> Tensor:
     layers, count, device = len(stack.layers), ids.shape[1], ids.device
     shape = (layers, 1, config.kv_heads, count, config.head_dim)
     cache = KVCache(*(torch.empty(shape, dtype=model.embed.tokens.weight.dtype, device=device) for _ in range(2)))
-    memory: Memory | None = None
     model.eval()
-    if model.encoder_embed is not None:
+    if model.encoder_embed is not None and memory is None:
         memory = model.encode(ids)
     model(ids, cache=cache, memory=memory, prefix=torch.ones_like(ids, dtype=torch.bool) if config.prefix_lm else None)
     model.train(training)
     return torch.stack((cache.keys[:, 0], cache.values[:, 0]), dim=1).float()
 
 
-def _set_prefix(model: Transformer, pairs: Tensor) -> None:
+def set_prefix(model: Transformer, pairs: Tensor) -> None:
     """Give each layer of the last stack its keys and values of (layers, 2, Hkv, N, D)."""
     stack = model.last_stack
     for layer, pair in zip(stack.layers.values(), pairs, strict=True):

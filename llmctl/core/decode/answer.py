@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmctl.core.data.requests import Request
 from llmctl.core.decode.generate import Completion, complete
@@ -62,6 +62,8 @@ def answers(
         UserError: the tokenizer does not fit the model, or the model's scores are not numbers. A request that
             cannot be answered is answered with an error instead.
     """
+    first = "decoder" if model.encoder is None else "encoder"
+    shape = replace(model.config, context=model.config.context - model.virtual_tokens(first))
     waiting: deque[Answer] = deque()
     jobs: list[tuple[Answer, int, list[int]]] = []
 
@@ -87,7 +89,7 @@ def answers(
         waiting.append(answer)
         if not answer.error:
             try:
-                ids = prompt_ids(tokenizer, request.text, model.config, special)
+                ids = prompt_ids(tokenizer, request.text, shape, special)
             except UserError as error:
                 if error.code == Exit.MISMATCH:
                     raise

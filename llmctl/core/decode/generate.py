@@ -160,12 +160,12 @@ def generate(
 def room(model: Transformer, prompt: int, wanted: int) -> int:
     """How many tokens may follow a prompt of that many.
 
-    A table of learned positions ends; the last token needs no place, since nothing is read after it. Rotary and
-    ALiBi positions go on past the trained context, for better or worse.
+    A table of learned positions ends, and virtual tokens take places in it; the last token needs no place, since
+    nothing is read after it. Rotary and ALiBi positions go on past the trained context, for better or worse.
     """
     if model.config.position != "learned":
         return wanted
-    return max(0, min(wanted, model.config.context - prompt + 1))
+    return max(0, min(wanted, model.config.context - model.virtual_tokens("decoder") - prompt + 1))
 
 
 class _State:
@@ -192,6 +192,7 @@ class _State:
             self.unknown = torch.arange(model.config.vocab, device=self.device) >= known
         self.seen: Tensor | None = None
         self.memory: Memory | None = None
+        self.virtual = model.virtual_tokens("decoder")
         self.turn = turning_point(model.config)
 
     @torch.inference_mode()
@@ -201,7 +202,7 @@ class _State:
         if model.config.kind == "encoder-decoder":
             self.memory = self._encoded()
             prompts = [self.start] * len(prompts)
-        self.most = max(len(prompt) for prompt in prompts) + room
+        self.most = self.virtual + max(len(prompt) for prompt in prompts) + room
         tokens, places = self._read(prompts, torch.zeros(len(prompts), dtype=torch.int64, device=device))
         if self.sampling.repetition_penalty != 1:
             self.seen = torch.zeros_like(self.logits, dtype=torch.bool)
@@ -230,7 +231,8 @@ class _State:
         segments = (places >= 0).long() if any(len(row) < longest for row in rows) else None
         self.next = longest - pads
         prefix = (places >= 0) & (places < (self.next - fresh)[:, None]) if model.config.prefix_lm else None
-        self.cache = cache_for(model.config, len(rows), min(self.most, longest + SPARE), device, self.dtype)
+        capacity = min(self.most, self.virtual + longest + SPARE)
+        self.cache = cache_for(model.config, len(rows), capacity, device, self.dtype)
         known = {"segments": segments, "cache": self.cache, "prefix": prefix, "memory": self.memory}
         hidden = model(tokens, positions=places.clamp(min=0), **known)  # (B, T, D)
         self.logits = model.head(hidden[:, -1]).float()  # (B, V)
@@ -287,7 +289,7 @@ class _State:
             written: every token of each row, those just chosen too: where the angles of all positions change with
                 the length of a row, it is read again.
         """
-        if self.turn is not None and bool((self.next == self.turn).any()):
+        if self.turn is not None and bool((self.next + self.virtual == self.turn).any()):
             self._read(written, self.steps + 1)
         else:
             self._read_on()

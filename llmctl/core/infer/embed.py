@@ -69,7 +69,7 @@ def embed(
     batch = padded(rows, model.config, next(model.parameters()).device)
     read = {"segments": batch.segments, "types": batch.types}
     if model.config.kind == "encoder-decoder":
-        hidden = model.encode(batch.tokens, **read).hidden
+        hidden = model.encode(batch.tokens, **read).hidden[:, -batch.tokens.shape[1] :]  # without a soft prompt's
     else:
         hidden = model(batch.tokens, **read)  # (B, T, D)
     vectors = POOLINGS[pooling](hidden.float(), batch)  # (B, D)
