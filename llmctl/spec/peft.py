@@ -1,16 +1,13 @@
 """Adapter: an adapter_config.json, PEFT's or ours: every key honoured, known to mean nothing here, or refused."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 
 from llmctl.errors import Exit, UserError
-from llmctl.spec.families import family_read
 from llmctl.spec.files import read_json
-from llmctl.spec.model import ModelConfig
 from llmctl.spec.peft_keys import ALL_LINEAR, COMMON, KEYS
-from llmctl.spec.sites import Site, sites
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
@@ -195,15 +192,6 @@ def weights_of(path: Path | str) -> Path:
             f"Convert it: torch.load(..., weights_only=True), then safetensors.torch.save_file to {WEIGHTS}.",
         )
     raise UserError(f"{directory} has no {WEIGHTS}.", "It may be incomplete; copy it again.", Exit.MISMATCH)
-
-
-def adaptable(config: ModelConfig) -> list[Site]:
-    """Every site of a model as it was read; a tied head too, which has no matrix of its own but can have an adapter."""
-    family = family_read(config)
-    found = sites(config, family)
-    if config.tie and config.lm_head:
-        found += [site for site in sites(replace(config, tie=False), family) if site.ours == ("head",)]
-    return found
 
 
 _PART = re.compile(

@@ -1,9 +1,10 @@
 """Sites: the modules of a published model by their own names, and the modules of ours that each of them is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from llmctl.spec.account import rules
+from llmctl.spec.families import family_read
 from llmctl.spec.families.family import Family
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Fusion
@@ -42,6 +43,15 @@ def sites(config: ModelConfig, family: Family | None = None) -> list[Site]:
         table = ours[0].startswith(("embed.", "encoder_embed.")) or ours[0].endswith(".relative")
         site = Site(rule.theirs.removesuffix(".weight"), tuple(ours), rule.transposed, rule.fusion, table)
         found.append(site)
+    return found
+
+
+def adaptable(config: ModelConfig) -> list[Site]:
+    """Every site of a model as it was read; a tied head too, which has no matrix of its own but can have an adapter."""
+    family = family_read(config)
+    found = sites(config, family)
+    if config.tie and config.lm_head:
+        found += [site for site in sites(replace(config, tie=False), family) if site.ours == ("head",)]
     return found
 
 

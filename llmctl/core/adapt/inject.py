@@ -13,9 +13,7 @@ from llmctl.core.model.layers import Embedding, Linear
 from llmctl.core.model.transformer import Head, TiedHead, Transformer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.adapt import AdaptConfig, Method
-from llmctl.spec.families import family_read
-from llmctl.spec.model import ModelConfig
-from llmctl.spec.sites import Site, matches, sites
+from llmctl.spec.sites import adaptable, matches
 
 ATTENTION = tuple(f"{block}.{part}" for block in ("attention", "cross_attention") for part in ("q", "k", "v", "out"))
 KEYS_VALUES = tuple(f"{block}.{part}" for block in ("attention", "cross_attention") for part in ("k", "v"))
@@ -43,13 +41,10 @@ def adapt(model: Transformer, config: AdaptConfig, seed: int, tokenizer=None) ->
     if any(name.endswith(".adapter") for name, _ in model.named_modules()):
         raise UserError("This model has an adapter already.", "Merge it first: llmctl lora-merge.", Exit.MISMATCH)
     model.requires_grad_(False)
-    if config.method == "full":
-        _train(model, config.train or ("*",))
-    else:
-        _train(model, config.train)
-        if model.classifier is not None:
-            model.classifier.requires_grad_(True)
-        METHODS[config.method](model, config, seed, tokenizer)
+    _train(model, config.train)
+    if model.classifier is not None and config.method != "full":
+        model.classifier.requires_grad_(True)
+    METHODS[config.method](model, config, seed, tokenizer)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"--method {config.method} finds nothing to train in this model.", "Use another.", Exit.USAGE)
 
@@ -63,11 +58,6 @@ def trained(model: Transformer) -> tuple[int, int]:
         if isinstance(module, Linear) and not isinstance(getattr(module, "weight", None), nn.Parameter)
     )
     return sum(one.numel() for one in found if one.requires_grad), sum(one.numel() for one in found) + packed
-
-
-def groups(config: ModelConfig) -> list[Site]:
-    """The sites of a model, under the names of the family that it was read as."""
-    return sites(config, family_read(config))
 
 
 def drawn(shape: tuple[int, ...], seed: int, name: str, fill: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
@@ -125,6 +115,11 @@ def _train(model: Transformer, patterns: tuple[str, ...]) -> None:
             model.get_parameter(name).requires_grad_(True)
 
 
+def _full(model: Transformer, config: AdaptConfig, seed: int, tokenizer=None) -> None:
+    """Every parameter, or those that --train names alone."""
+    _train(model, config.train or ("*",))
+
+
 def _bitfit(model: Transformer, config: AdaptConfig, seed: int, tokenizer=None) -> None:
     """Source: Ben Zaken et al., arXiv:2106.10199, section 3: every bias, norms' included, and the classifier."""
     biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
@@ -153,7 +148,7 @@ def _lora(model: Transformer, config: AdaptConfig, seed: int, tokenizer=None) ->
     """Lora on each target; those that are one matrix in the published model share A."""
     default = [pattern for pattern in ATTENTION if _any(model, pattern)]
     chosen = selected(model, config.patterns or default)
-    shared = {name: site.ours[0] for site in groups(model.config) for name in site.ours}
+    shared = {name: site.ours[0] for site in adaptable(model.config) for name in site.ours}
     firsts, device = {}, model.embed.tokens.weight.device
     for name in chosen:
         layer = model.get_submodule(name)
@@ -216,6 +211,7 @@ def _normal(empty: Tensor, generator: torch.Generator) -> Tensor:
 
 
 METHODS: dict[Method, Callable[..., None]] = {
+    "full": _full,
     "bitfit": _bitfit,
     "last-n": _last,
     "lora": _lora,

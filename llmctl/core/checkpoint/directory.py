@@ -20,6 +20,7 @@ from llmctl.spec.families.family import tokens_json
 from llmctl.spec.files import read_json, write_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
+from llmctl.spec.peft import base_of, is_adapter
 from llmctl.spec.safetensors import TensorInfo, read_tensors
 from llmctl.spec.sizes import shapes
 
@@ -31,15 +32,17 @@ SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint directory whose config.json has been read and nothing else.
+    """A checkpoint directory, or that of an adapter, whose config.json has been read and nothing else.
 
     Attributes:
         path: the directory.
         config: the model's shape.
+        base: of an adapter, the directory of the checkpoint below it; None: it is a checkpoint.
     """
 
     path: Path
     config: ModelConfig
+    base: Path | None = None
 
     @classmethod
     def open(cls, path: Path | str) -> "Checkpoint":
@@ -48,7 +51,7 @@ class Checkpoint:
         Raises:
             UserError: it is absent, unreadable, or of a model that is not implemented.
         """
-        return cls(Path(path), read_config(path))
+        return cls(Path(path), read_config(path), base_of(path) if is_adapter(path) else None)
 
     def model(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, writable: bool = False
@@ -61,7 +64,8 @@ class Checkpoint:
 
         Args:
             device: where the parameters go.
-            dtype: to cast to; None: as stored, or where the files hold several, the one that holds most bytes.
+            dtype: to cast to; None: as stored, or where the files hold several, the one that holds most bytes. What an
+                adapter adds is float32.
             writable: parameters are contiguous private copies instead, for training and whatever else rewrites
                 them all; the files may then change or go.
 
@@ -69,6 +73,8 @@ class Checkpoint:
             UserError: tensors missing, unexpected or misshapen; a header that lies; a tied head that differs from
                 the embedding.
         """
+        if self.base is not None:
+            return self._adapted(device, dtype, writable)
         found = account(read_tensors(self.path), self.config, str(self.path))
         files = {info.file for info in found.stored.values()} | {info.file for info, _ in found.copies}
         maps = {file: _mapped(self.path / file) for file in files}
@@ -92,9 +98,10 @@ class Checkpoint:
         Raises:
             UserError: there is none.
         """
-        from llmctl.core.text.tokenizer import Tokenizer
+        from llmctl.core.text.tokenizer import TOKENIZER_FILES, Tokenizer
 
-        return Tokenizer.open(self.path)
+        own = self.base is None or any((self.path / name).is_file() for name in TOKENIZER_FILES)
+        return Tokenizer.open(self.path if own else self.base)
 
     @property
     def generation(self) -> dict:
@@ -105,8 +112,29 @@ class Checkpoint:
         """
         path = self.path / "generation_config.json"
         if not path.exists():
-            return {}
+            return {} if self.base is None else Checkpoint.open(self.base).generation
         return read_json(path, "generation_config.json")
+
+    def _adapted(self, device: torch.device | str, dtype: torch.dtype | None, writable: bool) -> Transformer:
+        """The base with the adapter on it."""
+        from llmctl.core.adapt.head import rehead
+        from llmctl.core.adapt.stored import load_adapter
+
+        model, fresh = Checkpoint.open(self.base).model(device, dtype, writable), []
+        if model.config != self.config:
+            model, fresh = rehead(model, self.config, 0)
+        new = [model.get_submodule(name) for name in fresh]
+        with torch.no_grad():
+            for parameter in (one for module in new for one in module.parameters()):
+                parameter.fill_(float("nan"))
+        load_adapter(model, self.path)
+        if lacking := [name for name, module in zip(fresh, new, strict=True) if _unknown(module)]:
+            raise UserError(
+                f"{self.path} holds no {', no '.join(lacking)}, nor does its base {self.base}.",
+                "Its head was not saved with it (modules_to_save); name a base that has the head.",
+                Exit.MISMATCH,
+            )
+        return model.requires_grad_().eval()
 
     def _check_copy(self, copy: TensorInfo, original: TensorInfo, maps: dict[str, mmap.mmap]) -> None:
         one, other = _tensor(maps, copy), _tensor(maps, original)
@@ -176,6 +204,11 @@ def _item(rule: Name, state: dict[str, Tensor], config: ModelConfig, dtype: torc
     ours = [state[name].detach() for name in rule.ours]
     shape = their_shape(rule, {name: tuple(state[name].shape) for name in rule.ours})
     return Item(rule.theirs, shape, dtype or ours[0].dtype, lambda: join(rule, ours, config.heads))
+
+
+def _unknown(module: nn.Module) -> bool:
+    """Whether parameters of a module still wait for their values."""
+    return any(bool(parameter.isnan().any()) for parameter in module.parameters())
 
 
 def _mapped(path: Path) -> mmap.mmap:

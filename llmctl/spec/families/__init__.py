@@ -9,6 +9,7 @@ from llmctl.spec.families import bart, bert, bloom, gemma, gpt2, gpt_neox, llama
 from llmctl.spec.families.family import Family
 from llmctl.spec.files import read_json
 from llmctl.spec.model import ModelConfig
+from llmctl.spec.peft import base_of, is_adapter
 from llmctl.spec.safetensors import INDEX, SINGLE, read_tensors
 
 FAMILIES: dict[str, Family] = {
@@ -67,11 +68,18 @@ def family_for(config: ModelConfig) -> Family:
 def read_config(directory: Path | str) -> ModelConfig:
     """The ModelConfig of a checkpoint directory; where its config.json leaves heads open, the weights beside it decide.
 
+    That of an adapter's directory is its base's, with the heads that the adapter brings.
+
     Raises:
         UserError: config.json is absent, unreadable, of another model, or asks for what is not implemented; or the
-            headers of the weights are needed and cannot be read.
+            headers of the weights are needed and cannot be read; or the base of an adapter is not there.
     """
-    directory, found = Path(directory), read_config_json(directory)
+    directory = Path(directory)
+    if is_adapter(directory):
+        from llmctl.spec.adapted import adapted_config  # which reads the base by this function
+
+        return adapted_config(directory)
+    found = read_config_json(directory)
     stored = family_of(found).settled and any((directory / name).is_file() for name in (SINGLE, INDEX))
     return config_of(found, read_tensors(directory) if stored else None)
 
@@ -109,12 +117,14 @@ def _stored(family: Family, config: ModelConfig, flag: str, value: bool) -> set[
 
 
 def read_config_json(directory: Path | str) -> dict:
-    """A checkpoint directory's config.json, parsed.
+    """A checkpoint directory's config.json, parsed; that of its base, for an adapter that has none.
 
     Raises:
         UserError: it is absent, unreadable or not a JSON object.
     """
     path = Path(directory) / "config.json"
+    if not path.is_file() and is_adapter(directory):
+        path = base_of(directory) / "config.json"
     if not path.is_file():
         what = "has no config.json" if path.parent.is_dir() else "is not a directory"
         what = what if path.parent.exists() else "does not exist"
