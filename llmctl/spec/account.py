@@ -68,10 +68,10 @@ def account(tensors: dict[str, TensorInfo], config: ModelConfig, where: str) -> 
     left = {family.renaming(name): info for name, info in tensors.items()}
     left = {name: info for name, info in left.items() if not ignored.fullmatch(family.bare(name))}
     wanted = {rule.theirs: rule for rule in rules(config, family)}
-    aliases = {alias: wanted[name] for alias, name in _aliases(family, config).items() if name in wanted}
+    copied = {alias: wanted[name] for alias, name in aliases(family, config).items() if name in wanted}
 
     stored = {rule: info for name, rule in wanted.items() if (info := _taken(left, name, family))}
-    copies = [(info, rule) for alias, rule in aliases.items() if (info := _taken(left, alias, family))]
+    copies = [(info, rule) for alias, rule in copied.items() if (info := _taken(left, alias, family))]
     for info, rule in copies[:]:
         if rule not in stored:  # kept under its other name alone
             stored[rule] = info
@@ -85,7 +85,7 @@ def account(tensors: dict[str, TensorInfo], config: ModelConfig, where: str) -> 
     return Account(stored, copies)
 
 
-def _aliases(family: Family, config: ModelConfig) -> dict[str, str]:
+def aliases(family: Family, config: ModelConfig) -> dict[str, str]:
     """Names of copies, by those of what they copy: the family's, and a tied head's."""
     found = dict(family.aliases)
     if config.tie and config.lm_head:

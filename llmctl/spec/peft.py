@@ -208,7 +208,7 @@ def part_of(tensor: str) -> tuple[str, str]:
     base.weight or base.bias for a parameter of the base under an adapter; weight or bias for one of a module that is
     stored whole.
     """
-    name = _SAVED.sub("", tensor.removeprefix("base_model.model."))
+    name = _SAVED.sub("", re.sub(r"^base_model\.(model\.)?", "", tensor))
     if found := _PART.fullmatch(name):
         bias = ".bias" if found["leaf"] == ".bias" else ""
         return found["module"], found["part"] + bias

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from llmctl.core.adapt.additive import Bottleneck, Scaling
 from llmctl.core.adapt.lora import Lora, norms
+from llmctl.core.adapt.soft import attach_soft
 from llmctl.core.model.layers import Embedding, Linear
 from llmctl.core.model.transformer import Head, TiedHead, Transformer
 from llmctl.errors import Exit, UserError
@@ -84,19 +85,19 @@ def selected(model: Transformer, patterns: Iterable[str]) -> list[str]:
         UserError: a pattern is nothing's name.
     """
     names = [name for name, module in model.named_modules() if isinstance(module, ADAPTABLE)]
+
+    def whole(name: str) -> bool:
+        weight = getattr(model.get_submodule(name), "weight", None)  # in 4 bits there is none to train
+        return isinstance(weight, Tensor) and weight.requires_grad
+
+    taken = {name for site in adaptable(model.config) if any(map(whole, site.ours)) for name in site.ours}
     chosen: dict[str, None] = {}
     for pattern in patterns:
         found = [name for name in names if matches(name, pattern)]
         if not found:
             raise _nothing(f"--targets {pattern}", names)
         chosen |= dict.fromkeys(found)
-    return [name for name in names if name in chosen and not _whole(model.get_submodule(name))]
-
-
-def _whole(layer: nn.Module) -> bool:
-    """Whether the matrix of a layer is trained as it is."""
-    weight = getattr(layer, "weight", None)
-    return isinstance(weight, Tensor) and weight.requires_grad
+    return [name for name in names if name in chosen and name not in taken]
 
 
 def _nothing(what: str, names: list[str]) -> UserError:
@@ -130,18 +131,16 @@ def _bitfit(model: Transformer, config: AdaptConfig, seed: int, tokenizer=None) 
 
 
 def _last(model: Transformer, config: AdaptConfig, seed: int, tokenizer=None) -> None:
-    """The last layers, the norm after each stack that they belong to, and the heads that are not the embedding."""
-    if config.last > len(model.layers):
-        raise UserError(f"--last is {config.last}; this model has {len(model.layers)} layers.", "", Exit.USAGE)
-    chosen = model.layers[-config.last :]
-    for layer in chosen:
-        layer.requires_grad_(True)
-    for stack in (model.encoder, model.decoder):
-        if stack is not None and stack.norm is not None and any(layer in chosen for layer in stack.layers.values()):
-            stack.norm.requires_grad_(True)
-    for name in HEADS:
-        if (head := getattr(model, name)) is not None:
-            head.requires_grad_(True)
+    """The last layers of the last stack, the norm after them, and the heads that are not the embedding."""
+    stack = model.last_stack
+    layers = list(stack.layers.values())
+    if config.last > len(layers):
+        raise UserError(
+            f"--last is {config.last}, but there are {len(layers)} layers.", "Use --method full.", Exit.USAGE
+        )
+    for module in (*layers[-config.last :], stack.norm, *(getattr(model, name) for name in HEADS)):
+        if module is not None:
+            module.requires_grad_(True)
 
 
 def _lora(model: Transformer, config: AdaptConfig, seed: int, tokenizer=None) -> None:
@@ -220,4 +219,7 @@ METHODS: dict[Method, Callable[..., None]] = {
     "qlora": _lora,
     "ia3": _ia3,
     "adapter": _bottleneck,
+    "prefix": attach_soft,
+    "prompt": attach_soft,
+    "llama-adapter": attach_soft,
 }

@@ -1,0 +1,202 @@
+"""save_adapter, load_adapter: adapters as PEFT stores them: adapter_config.json and adapter_model.safetensors."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from llmctl.core.adapt.forms import FORMS, Parts, ends
+from llmctl.core.adapt.kept import save_kept, set_kept
+from llmctl.core.adapt.soft import load_soft, save_soft
+from llmctl.core.model.transformer import Transformer
+from llmctl.errors import Exit, UserError
+from llmctl.spec.account import FLOATS
+from llmctl.spec.adapt import AdaptConfig, Method
+from llmctl.spec.families import family_read
+from llmctl.spec.files import write_json
+from llmctl.spec.peft import CONFIG, WEIGHTS, Adapter, adaptable, part_of, read_adapter, weights_of
+from llmctl.spec.safetensors import read_header
+from llmctl.spec.sites import Site
+
+WRAPPED, PROMPTED = "base_model.model.", "base_model."  # before names of the base; of prompts PEFT wraps it once
+
+
+def save_adapter(directory: Path, model: Transformer, config: AdaptConfig, base: Path, task: str | None) -> None:
+    """Write a model's adapter into an existing directory; the same adapter always gives the same bytes.
+
+    What of the base is trained as it is goes with it: whole modules as modules_to_save, biases under their names.
+
+    Args:
+        directory: where to write.
+        model: with the adapter attached, or with parameters of its own that are trained.
+        config: of the method.
+        base: the checkpoint that the model was read from.
+        task: lm, seq2seq, classify, tag; None: none of these.
+
+    Raises:
+        ValueError: adapters that one file cannot hold.
+    """
+    kind = PEFT_TYPES[config.method]
+    targets = [site for site in adaptable(model.config) if _adapters(model, site)]
+    if kind not in FORMS:
+        said, tensors = save_soft(model)
+    else:
+        tensors = {}
+        for site in targets:
+            parts = FORMS[kind].parts(site, [model.get_submodule(name) for name in site.ours], model.config.heads)
+            tensors |= {f"{WRAPPED}{site.theirs}.{part}": tensor for part, tensor in parts.items()}
+        said = _said(model, config, kind, targets)
+    kept, whole, biases = save_kept(model, {site.theirs for site in targets})
+    tensors |= {f"{PROMPTED if kind in PROMPTS else WRAPPED}{name}": tensor for name, tensor in kept.items()}
+    common = {
+        "peft_type": kind,
+        "task_type": _task(task, model),
+        "base_model_name_or_path": str(Path(base).resolve()),
+        "inference_mode": True,
+        **({"modules_to_save": whole} if whole else {}),
+        **({"bias": "all" if biases else "none"} if kind == "LORA" else {}),
+    }
+    write_json(Path(directory) / CONFIG, common | said)
+    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(stored, Path(directory) / WEIGHTS, metadata={"format": "pt"})
+
+
+def load_adapter(model: Transformer, directory: Path | str) -> None:
+    """Attach the adapter that a directory holds, ours or PEFT's.
+
+    Parameters of the base that it stores replace the model's. A tied embedding or head that it stores alone, or both
+    with different numbers, unties the model.
+
+    Raises:
+        UserError: a config that is not honoured in full; a tensor that nothing takes, or that something lacks; shapes
+            that do not fit; there is an adapter already.
+    """
+    adapter, path = read_adapter(directory), weights_of(directory)
+    if any(name.endswith(".adapter") for name, _ in model.named_modules()):
+        raise UserError("This model has an adapter already.", "Merge it first: llmctl lora-merge.", Exit.MISMATCH)
+    header, _ = read_header(path)
+    wrong = [f"{one.name} is {one.dtype}, no float" for one in header.values() if one.dtype not in FLOATS]
+    if wrong:
+        raise _misfit(path, wrong)
+    KINDS[adapter.kind](model, adapter, path, load_file(path))
+
+
+def load_sites(model: Transformer, adapter: Adapter, path: Path, tensors: dict[str, Tensor]) -> None:
+    """Attach what stands at modules of the published model; every tensor has its place, every place its tensors."""
+    form, by_name = FORMS[adapter.kind], _by_name(model)
+    found: dict[str, Parts] = {}
+    kept: dict[str, Tensor] = {}
+    wrong: list[str] = []
+    for name, tensor in tensors.items():
+        module, part = part_of(name)
+        if part not in form.known:
+            kept[name] = tensor
+        elif module not in by_name:
+            wrong.append(f"{module} is nothing that can be adapted in this model")
+        elif not adapter.targeted(module):
+            wrong.append(f"{module} has an adapter, but {CONFIG} does not target it")
+        else:
+            found.setdefault(module, {})[part] = tensor
+    wrong += _lacking(model, adapter, found)
+    if not found and not kept:
+        wrong.append("it holds no adapter")
+    made: list[tuple[nn.Module, nn.Module]] = []
+    for module, parts in found.items():
+        site = by_name[module]
+        layers = [model.get_submodule(name) for name in site.ours]
+        try:
+            adapters = form.attached(adapter, module, site, layers, parts, model.config.heads)
+        except ValueError as error:
+            wrong.append(f"{module}: {error}")
+        else:
+            made += zip(layers, adapters, strict=True)
+    if wrong:
+        raise _misfit(path, wrong)
+    _set_kept(model, adapter, path, kept)
+    for layer, one in made:
+        layer.adapter = one.to(model.embed.tokens.weight.device).train(model.training)
+
+
+def load_prompts(model: Transformer, adapter: Adapter, path: Path, tensors: dict[str, Tensor]) -> None:
+    """Attach a soft prompt; what else there is are parameters of the base."""
+    left = dict(tensors)
+    load_soft(model, adapter, left)
+    _set_kept(model, adapter, path, left)
+
+
+def _set_kept(model: Transformer, adapter: Adapter, path: Path, tensors: dict[str, Tensor]) -> None:
+    kept: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
+    for name, tensor in tensors.items():
+        module, part = part_of(name)
+        based = part.startswith("base.")
+        kept[based][".".join(filter(None, (module, part.removeprefix("base."))))] = tensor
+    if wrong := set_kept(model, adapter, kept[False], kept[True]):
+        raise _misfit(path, wrong)
+
+
+def _by_name(model: Transformer) -> dict[str, Site]:
+    """Sites by every name that a file may have for them: with the family's prefix, and without."""
+    family, found = family_read(model.config), adaptable(model.config)
+    return {family.bare(site.theirs): site for site in found} | {site.theirs: site for site in found}
+
+
+def _lacking(model: Transformer, adapter: Adapter, found: Iterable[str]) -> list[str]:
+    """Matrices of the layers that the config targets and the file has nothing for."""
+    family, names = family_read(model.config), set(found)
+    full = {site.theirs for site in adaptable(model.config)}
+    spelled: Callable[[str], str] = family.bare if names and not names & full else str
+    if adapter.targets is None:
+        return []
+    wanted = [spelled(site.theirs) for site in adaptable(model.config) if ".layers." in site.ours[0] and not site.table]
+    return [
+        f"{name} is targeted, but has no tensors" for name in wanted if adapter.targeted(name) and name not in names
+    ]
+
+
+def _misfit(path: Path, wrong: list[str]) -> UserError:
+    more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+    hint = "Name the checkpoint that it was made for: --base MODEL."
+    return UserError(f"{path} does not fit this model: {'; '.join(wrong[:4])}{more}.", hint, Exit.MISMATCH)
+
+
+def _task(task: str | None, model: Transformer) -> str | None:
+    """As PEFT calls it."""
+    if task == "lm" and model.config.kind != "decoder":
+        task = "seq2seq" if model.config.kind == "encoder-decoder" else None
+    return TASKS.get(task) if task else None
+
+
+def _adapters(model: Transformer, site: Site) -> list[nn.Module]:
+    """Those of our modules at a site."""
+    found = [model.get_submodule(name).adapter for name in site.ours]
+    return [one for one in found if one is not None]
+
+
+def _said(model: Transformer, config: AdaptConfig, kind: str, targets: list[Site]) -> dict[str, object]:
+    """What adapter_config.json says of adapters at sites."""
+    every = [site.theirs for site in adaptable(model.config)]
+    own = FORMS[kind].said(config, {site.theirs: _adapters(model, site)[0] for site in targets})
+    transposed = any(site.transposed for site in targets)
+    return {"target_modules": ends([site.theirs for site in targets], every), "fan_in_fan_out": transposed, **own}
+
+
+KINDS: dict[str, Callable[[Transformer, Adapter, Path, dict[str, Tensor]], None]] = {
+    **dict.fromkeys(FORMS, load_sites),
+    "PROMPT_TUNING": load_prompts,
+    "PREFIX_TUNING": load_prompts,
+    "ADAPTION_PROMPT": load_prompts,
+}
+PROMPTS = ("PROMPT_TUNING", "PREFIX_TUNING")
+PEFT_TYPES: dict[Method, str] = {
+    "lora": "LORA",
+    "rslora": "LORA",
+    "dora": "LORA",
+    "qlora": "LORA",
+    "ia3": "IA3",
+    "adapter": "BOTTLENECK",
+    "prompt": "PROMPT_TUNING",
+    "prefix": "PREFIX_TUNING",
+    "llama-adapter": "ADAPTION_PROMPT",
+}
+TASKS = {"lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classify": "SEQ_CLS", "tag": "TOKEN_CLS"}
