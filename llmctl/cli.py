@@ -24,6 +24,7 @@ from llmctl.commands.eval_ppl import eval_ppl
 from llmctl.commands.fill_mask import fill_mask
 from llmctl.commands.generate import generate
 from llmctl.commands.inspect import inspect
+from llmctl.commands.lora_merge import lora_merge
 from llmctl.commands.memcalc import memcalc
 from llmctl.commands.plot import plot
 from llmctl.commands.pretrain import pretrain
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tokenize": tokenize,
     "detokenize": detokenize,
     "pretrain": pretrain,
+    "lora-merge": lora_merge,
     "generate": generate,
     "fill-mask": fill_mask,
     "embed": embed,

@@ -21,6 +21,7 @@ MISSING = {
     "tokenize": ["missing.txt", "-o", "out"],
     "detokenize": ["missing.txt", "--tokenizer", "missing"],
     "pretrain": ["missing", "-o", "out"],
+    "lora-merge": ["missing", "-o", "out"],
     "generate": ["missing", "-p", "a"],
     "fill-mask": ["missing", "-p", "a"],
     "embed": ["missing", "-p", "a"],
