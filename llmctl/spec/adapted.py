@@ -1,4 +1,4 @@
-"""adapted_config: the shape of a base with its adapter on: the base's own, but for the heads that the adapter brings."""
+"""adapted_config: the shape of a base with its adapter on: the base's own, but for heads that the adapter brings."""
 
 from pathlib import Path
 

@@ -13,6 +13,11 @@ SPLITS = ("train", "heldout")
 IDS = {"uint16": 2**16, "uint32": 2**32}  # dtype on disk -> how many ids it can tell apart
 
 
+def is_tokens(path: Path | str) -> bool:
+    """Whether it is a directory that `llmctl tokenize` made."""
+    return (Path(path) / TOKENS).is_file()
+
+
 def read_about(directory: Path) -> dict[str, Any]:
     """The object in tokens.json, with every key that it must have, of its type, in its range.
 
@@ -20,7 +25,7 @@ def read_about(directory: Path) -> dict[str, Any]:
         UserError: there is none, or it is not that; all that is wrong is named.
     """
     file = Path(directory) / TOKENS
-    if not file.is_file():
+    if not is_tokens(directory):
         problem = f"{directory} is not a directory of tokens: it has no {TOKENS}."
         raise UserError(problem, "llmctl tokenize makes one.")
     about = read_json(file, "description of tokens")

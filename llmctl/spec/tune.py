@@ -4,8 +4,48 @@ import math
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+from llmctl.errors import Exit, UserError
 from llmctl.spec.adapt import RATES, Method
 from llmctl.spec.train import Learning
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What the model knew before.
+
+    Raises:
+        UserError: a share out of range.
+    """
+
+    retain: Annotated[
+        tuple[str, ...],
+        "Text of the old kind, or a directory of tokens (its held-out part): its perplexity is measured before and "
+        "after, which shows what is forgotten; repeatable.",
+    ] = ()
+    retain_task: Annotated[
+        tuple[str, ...], "Records of another kind, read as DATA is: measured before and after; repeatable."
+    ] = ()
+    mix_pretrain: Annotated[
+        str | None,
+        "FILE:SHARE: such a share of what is trained on, in tokens, are rows of old text, or of a directory of tokens.",
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.mix_pretrain is not None and not 0 < self.replayed[1] < 1:
+            raise UserError(
+                f"--mix-pretrain is {self.mix_pretrain!r}, wanted FILE:SHARE with a share of more than 0, less than 1.",
+                "Such as --mix-pretrain old.jsonl:0.1",
+                Exit.USAGE,
+            )
+
+    @property
+    def replayed(self) -> tuple[str, float]:
+        """The text of `mix_pretrain`, and its share; 0 where that is no number."""
+        path, _, share = (self.mix_pretrain or "").rpartition(":")
+        try:
+            return path, float(share)
+        except ValueError:
+            return path, 0.0
 
 
 @dataclass(frozen=True)

@@ -177,9 +177,7 @@ def save_checkpoint(
     state = model_or_state.state_dict() if isinstance(model_or_state, nn.Module) else model_or_state
     items = [_item(rule, state, config, dtype) for rule in _fitting(state, config)]
     write_shards(directory, items, shard_bytes)
-    named = str(items[0].dtype).removeprefix("torch.")
-    spelled = {**family_for(config).to_json(config), "dtype": named, "torch_dtype": named}
-    write_json(directory / "config.json", spelled)
+    write_config(directory, config, items[0].dtype)
     if generation or config.kind != "encoder":
         write_json(directory / "generation_config.json", tokens_json(config) if generation is None else generation)
     if tokenizer_from is not None:
@@ -188,6 +186,13 @@ def save_checkpoint(
         for name in TOKENIZER_FILES:
             if (tokenizer_from / name).is_file():
                 shutil.copyfile(tokenizer_from / name, directory / name)
+
+
+def write_config(directory: Path, config: ModelConfig, dtype: torch.dtype) -> None:
+    """Write config.json into an existing directory, as the family of a model of that config spells it."""
+    named = str(dtype).removeprefix("torch.")
+    spelled = {**family_for(config).to_json(fitted(config)), "dtype": named, "torch_dtype": named}
+    write_json(directory / "config.json", spelled)
 
 
 def _fitting(state: dict[str, Tensor], config: ModelConfig) -> list[Name]:

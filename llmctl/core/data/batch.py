@@ -148,7 +148,7 @@ class TrainingOrder:
     def places(self, step: int) -> list[Place]:
         """Where the rows of step 1, 2, ... begin."""
         first = (step - 1) * self.rows
-        return [self._place(number) for number in range(first, first + self.rows)]
+        return [self.place(number) for number in range(first, first + self.rows)]
 
     def batches(self, step: int, micro: int) -> Iterator[Batch]:
         """The rows of a step, `micro` at a time."""
@@ -156,7 +156,7 @@ class TrainingOrder:
         for first in range(0, len(places), micro):
             yield self.build(self.source, places[first : first + micro], self.block)
 
-    def _place(self, number: int) -> Place:
+    def place(self, number: int) -> Place:
         rows = rows_per_epoch(self.source.tokens, self.block)
         epoch, index = divmod(number, rows)
         slack = min(self.block, max(0, self.source.tokens - 1 - rows * self.block))
