@@ -1,15 +1,19 @@
 """trained: which tensors a fine-tuning trains, by name and shape, from the config and the method alone."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 
-from llmctl.spec.adapt import AdaptConfig
+from llmctl.spec.adapt import AdaptConfig, Method
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.sites import matches, sites
-from llmctl.spec.sizes import layer_shapes, parameters, shapes
+from llmctl.spec.sizes import parameters, shapes
 
 HEADS = ("head", "pooler", "next_sentence", "classifier")
 ATTENTION = tuple(f"{half}.{name}" for half in ("attention", "cross_attention") for name in ("q", "k", "v", "out"))
+SCALED = tuple(f"{half}.{name}" for half in ("attention", "cross_attention") for name in ("k", "v"))
+LAST = "mlp.down"  # the last matrix of each MLP
+HALVES = ("attention.out", "cross_attention.out", LAST)
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -30,59 +34,69 @@ def trained_shapes(config: ModelConfig, adapt: AdaptConfig) -> Shapes:
 
 @lru_cache
 def own_shapes(config: ModelConfig, adapt: AdaptConfig) -> Shapes:
-    """Those of the model's own tensors that are trained; a classifier is new, and always trained."""
-    return {name: shape for name, shape in shapes(config).items() if _learns(config, adapt, name)}
+    """Those of the model's own tensors that are trained."""
+    learns, _ = METHODS[adapt.method]
+    patterns = [part for pattern in adapt.train for part in pattern.split(",") if part]
+    return {
+        name: shape
+        for name, shape in shapes(config).items()
+        if learns(name, config, adapt) or any(matches(name, pattern) for pattern in patterns)
+    }
 
 
 @lru_cache
 def added_shapes(config: ModelConfig, adapt: AdaptConfig) -> Shapes:
-    """Those of the adapters, which are beside the model's own."""
-    if not adapt.makes_adapter:
-        return {}
-    return _ADDED[adapt.method](config, adapt)
+    """Those of the adapters, which are beside the model's own; under the first name of what is shared."""
+    _, added = METHODS[adapt.method]
+    return added(config, adapt)
 
 
-def _learns(config: ModelConfig, adapt: AdaptConfig, name: str) -> bool:
-    if name.startswith("classifier.") or any(matches(name, pattern) for pattern in adapt.train):
-        return True
-    if adapt.method == "full":
-        return not adapt.train
-    if adapt.method == "bitfit":
-        return name.endswith(".bias")
-    if adapt.method == "last-n":
-        parts = name.split(".")
-        if parts[0] == config.last_stack:
-            last = config.stacks[config.last_stack] - adapt.last
-            return parts[1] == "norm" or (parts[1] == "layers" and int(parts[2]) >= last)
-        return parts[0] in HEADS
-    return False
+def targets(config: ModelConfig, adapt: AdaptConfig, usual: tuple[str, ...]) -> Shapes:
+    """What adapters stand beside, matrices (out, in) and tables (rows, width), by their modules' names.
 
+    A matrix that is trained as it is has none; a tied head can have one though it has no matrix of its own.
 
-def targets(config: ModelConfig, adapt: AdaptConfig) -> dict[str, tuple[int, int]]:
-    """The matrices and tables that adapters of low rank stand beside, (out, in) each, by their module's name."""
-    wanted = adapt.patterns or ATTENTION
+    Args:
+        usual: patterns in place of absent `--targets`.
+    """
     found = {name.removesuffix(".weight"): shape for name, shape in shapes(config).items() if len(shape) == 2}
+    if config.tie and config.lm_head:
+        found["head"] = found["embed.tokens"]
+    own, wanted = own_shapes(config, adapt), adapt.patterns or usual
+    whole = {name.removesuffix(".weight") for name in own}
+    if config.tie and "embed.tokens" in whole:
+        whole.add("head")
     return {
         name: shape
         for name, shape in found.items()
-        if any(matches(name, pattern) for pattern in wanted) and name != "head" and not name.startswith("classifier.")
+        if name not in whole and any(matches(name, pattern) for pattern in wanted)
     }
+
+
+def is_table(name: str) -> bool:
+    """Whether a module of this name is an embedding."""
+    return name.endswith(".relative") or name.startswith(("embed.", "encoder_embed."))
+
+
+def gated_layers(config: ModelConfig) -> range:
+    """The layers of the last stack that look at LLaMA-Adapter's vectors: all but two, as in the paper's 30 of 32."""
+    layers = config.stacks[config.last_stack]
+    return range(min(2, layers - 1), layers)
 
 
 def _low_rank(config: ModelConfig, adapt: AdaptConfig) -> Shapes:
     """Hu et al., arXiv:2106.09685, section 4.1; DoRA: Liu et al., arXiv:2402.09353, a magnitude for each output.
 
-    Matrices that are one in the family's own files share the matrix that comes first.
+    Matrices that are one in the family's own files share A.
     """
-    met = targets(config, adapt)
-    groups = [site.ours for site in sites(config) if len(site.ours) > 1]
-    later = {name for group in groups if all(name in met for name in group) for name in group[1:]}
-    found: Shapes = {}
+    met = targets(config, adapt, ATTENTION)
+    group = {name: site.ours for site in sites(config) for name in site.ours}
+    found, begun = Shapes(), set()
     for name, (outputs, inputs) in met.items():
-        table = name.endswith(".relative") or name.startswith(("embed.", "encoder_embed."))
-        outputs, inputs = (inputs, outputs) if table else (outputs, inputs)
-        if name not in later:
+        outputs, inputs = (inputs, outputs) if is_table(name) else (outputs, inputs)
+        if group.get(name, name) not in begun:
             found[f"{name}.adapter.a"] = (adapt.rank, inputs)
+            begun.add(group.get(name, name))
         found[f"{name}.adapter.b"] = (outputs, adapt.rank)
         if adapt.method == "dora":
             found[f"{name}.adapter.magnitude"] = (outputs,)
@@ -91,23 +105,19 @@ def _low_rank(config: ModelConfig, adapt: AdaptConfig) -> Shapes:
 
 def _factors(config: ModelConfig, adapt: AdaptConfig) -> Shapes:
     """Liu et al., arXiv:2205.05638, section 3.3: of keys, of values, and of what enters the MLP's last matrix."""
-    wanted = adapt.patterns or ("attention.k", "attention.v", "cross_attention.k", "cross_attention.v", "mlp.down")
-    found = {name.removesuffix(".weight"): shape for name, shape in _layers(config).items() if len(shape) == 2}
     return {
-        f"{name}.adapter.factor": shape[1:] if name.endswith("mlp.down") else shape[:1]
-        for name, shape in found.items()
-        if any(matches(name, pattern) for pattern in wanted)
+        f"{name}.adapter.factor": shape[1:] if matches(name, LAST) else shape[:1]
+        for name, shape in targets(config, adapt, (*SCALED, LAST)).items()
     }
 
 
 def _bottlenecks(config: ModelConfig, adapt: AdaptConfig) -> Shapes:
     """Houlsby et al., arXiv:1902.00751, section 2.1: after each half of a layer."""
-    narrow, found = adapt.bottleneck, Shapes()
-    for name in _layers(config):
-        if name.endswith(("attention.out.weight", "mlp.down.weight")):
-            module = f"{name.removesuffix('.weight')}.adapter"
-            found |= {f"{module}.down.weight": (narrow, config.width), f"{module}.down.bias": (narrow,)}
-            found |= {f"{module}.up.weight": (config.width, narrow), f"{module}.up.bias": (config.width,)}
+    narrow, wide, found = adapt.bottleneck, config.width, Shapes()
+    for name in targets(config, AdaptConfig(train=adapt.train), HALVES):
+        module = f"{name}.adapter"
+        found |= {f"{module}.down.weight": (narrow, wide), f"{module}.down.bias": (narrow,)}
+        found |= {f"{module}.up.weight": (wide, narrow), f"{module}.up.bias": (wide,)}
     return found
 
 
@@ -132,25 +142,43 @@ def _gated(config: ModelConfig, adapt: AdaptConfig) -> Shapes:
     return found
 
 
-def gated_layers(config: ModelConfig) -> range:
-    """The layers of the last stack that look at LLaMA-Adapter's vectors: all but two, as in the paper's 30 of 32."""
-    layers = config.stacks[config.last_stack]
-    return range(min(2, layers - 1), layers)
+def _nothing(config: ModelConfig, adapt: AdaptConfig) -> Shapes:
+    return {}
 
 
-def _layers(config: ModelConfig) -> Shapes:
-    """Of every layer of every stack."""
-    return {name: shape for name, shape in shapes(config).items() if ".layers." in name}
+def _all(name: str, config: ModelConfig, adapt: AdaptConfig) -> bool:
+    return not adapt.train
 
 
-_ADDED = {
-    "lora": _low_rank,
-    "rslora": _low_rank,
-    "dora": _low_rank,
-    "qlora": _low_rank,
-    "ia3": _factors,
-    "adapter": _bottlenecks,
-    "prefix": _prefixes,
-    "prompt": _prompts,
-    "llama-adapter": _gated,
+def _head(name: str, config: ModelConfig, adapt: AdaptConfig) -> bool:
+    return name.startswith("classifier.")
+
+
+def _bias(name: str, config: ModelConfig, adapt: AdaptConfig) -> bool:
+    """Ben Zaken et al., arXiv:2106.10199, section 3: norms' biases, and the classifier."""
+    return name.endswith("bias") or _head(name, config, adapt)
+
+
+def _last(name: str, config: ModelConfig, adapt: AdaptConfig) -> bool:
+    """Of the last layers, the norms of their stacks, and the heads."""
+    layers = [f"{stack}.layers.{layer}." for stack, count in config.stacks.items() for layer in range(count)]
+    last = layers[-adapt.last :]
+    norms = {f"{layer.partition('.')[0]}.norm." for layer in last}
+    return name.startswith((*last, *norms, *HEADS))
+
+
+# Which of the model's own tensors a method trains, and what it adds.
+METHODS: dict[Method, tuple[Callable[[str, ModelConfig, AdaptConfig], bool], Callable[..., Shapes]]] = {
+    "full": (_all, _nothing),
+    "bitfit": (_bias, _nothing),
+    "last-n": (_last, _nothing),
+    "lora": (_head, _low_rank),
+    "rslora": (_head, _low_rank),
+    "dora": (_head, _low_rank),
+    "qlora": (_head, _low_rank),
+    "ia3": (_head, _factors),
+    "adapter": (_head, _bottlenecks),
+    "prefix": (_head, _prefixes),
+    "prompt": (_head, _prompts),
+    "llama-adapter": (_head, _gated),
 }
