@@ -15,9 +15,9 @@ from llmctl.spec.account import FLOATS
 from llmctl.spec.adapt import AdaptConfig, Method
 from llmctl.spec.families import family_read
 from llmctl.spec.files import write_json
-from llmctl.spec.peft import CONFIG, WEIGHTS, Adapter, adaptable, part_of, read_adapter, weights_of
+from llmctl.spec.peft import CONFIG, WEIGHTS, Adapter, part_of, read_adapter, weights_of
 from llmctl.spec.safetensors import read_header
-from llmctl.spec.sites import Site
+from llmctl.spec.sites import Site, adaptable
 
 WRAPPED, PROMPTED = "base_model.model.", "base_model."  # before names of the base; of prompts PEFT wraps it once
 
