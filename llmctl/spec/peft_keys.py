@@ -84,6 +84,10 @@ def _layers(value: object) -> tuple[int, ...] | None:
     return tuple(listed)
 
 
+def _maybe(read: Read) -> Read:
+    return lambda value: None if value is None else read(value)
+
+
 def _one_of(*choices: object) -> Read:
     def chosen(value: object) -> object:
         if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in choices):
@@ -110,6 +114,13 @@ _TARGETS: dict[str, Key] = {
     "fan_in_fan_out": (None, _flag),  # follows from the module, as in PEFT
 }
 _FIRST_VALUES = ("eva_config", "corda_config", "lora_ga_config", "loftq_config")  # of fresh weights
+_FIRST_WORDS = ("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs")
+_PROMPTED: dict[str, Key] = {
+    "num_virtual_tokens": ("virtual_tokens", _count),
+    "num_layers": ("depth", _maybe(_count)),
+    # what follows from the model, and from the shapes of tensors that must fit it
+    **dict.fromkeys(("token_dim", "num_attention_heads", "num_transformer_submodules"), (None, _maybe(_count))),
+}
 KEYS: dict[str, dict[str, Key]] = {
     "LORA": _TARGETS
     | {
@@ -129,5 +140,13 @@ KEYS: dict[str, dict[str, Key]] = {
         **dict.fromkeys((*_FIRST_VALUES, "megatron_core", "qalora_group_size", "merge_weights"), _IDLE),
     },
     "IA3": _TARGETS | {"feedforward_modules": ("feeds", _selection), "init_ia3_weights": _IDLE},
+    "PROMPT_TUNING": _PROMPTED | dict.fromkeys(_FIRST_WORDS, _IDLE),
+    # what a projection makes of a prefix is stored in its place
+    "PREFIX_TUNING": _PROMPTED | dict.fromkeys(("encoder_hidden_size", "prefix_projection", "init_weights"), _IDLE),
+    "ADAPTION_PROMPT": {
+        "adapter_len": ("virtual_tokens", _count),
+        "adapter_layers": ("adapted_layers", _count),
+        "target_modules": (None, _text),  # follows from the model, as in PEFT
+    },
     "BOTTLENECK": _TARGETS | {"width": ("width", _count), "dropout": ("dropout", _number)},
 }

@@ -97,6 +97,8 @@ def save_soft(model: Transformer) -> tuple[dict[str, object], dict[str, Tensor]]
     """
     config = model.config
     shape = {"num_attention_heads": config.heads, "token_dim": config.width, "num_layers": config.layers}
+    if config.kind == "encoder" and not config.labels:  # without a task PEFT leaves the prompt out
+        shape["task_type"] = "FEATURE_EXTRACTION"
     if model.prompt is not None:
         vectors = model.prompt.vectors
         # 1: the encoder's alone, beside which PEFT writes a decoder's that are never read
@@ -111,7 +113,7 @@ def save_soft(model: Transformer) -> tuple[dict[str, object], dict[str, Tensor]]
         for place, layer in zip(_places(written, layers, both), stack.layers.values(), strict=True):
             pairs[place] = layer.attention.prefix.detach().transpose(1, 2).flatten(2)  # (2, N, Hkv * D)
         keys = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": stack.virtual, "prefix_projection": False}
-        shape = {"num_attention_heads": config.kv_heads, "token_dim": width, "num_layers": written}
+        shape |= {"num_attention_heads": config.kv_heads, "token_dim": width, "num_layers": written}
         shape |= {"num_transformer_submodules": 2 if both else 1, "encoder_hidden_size": width}
         return {**keys, **shape}, {VECTORS: pairs.flatten(0, 1).transpose(0, 1).flatten(1).contiguous()}
     extras = {number: layer.attention.extra for number, layer in stack.layers.items()}
