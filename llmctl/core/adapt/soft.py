@@ -164,7 +164,7 @@ def _taken(tensors: dict[str, Tensor], name: str, *shapes: tuple[int, ...]) -> T
     found = tensors.pop(name)
     if tuple(found.shape) not in shapes:
         raise UserError(f"{name} of the adapter is {tuple(found.shape)}, wanted {shapes[0]}.", code=Exit.MISMATCH)
-    return found.float()
+    return found.float().clone()  # where memory is aligned: it lies in the file's map
 
 
 def _places(written: int, layers: int, both: bool) -> list[int]:

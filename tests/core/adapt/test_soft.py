@@ -251,7 +251,9 @@ def test_a_prompt_begins_with_vectors_of_the_vocabulary_by_the_seed():
 def test_a_prompt_begins_with_the_vectors_of_a_text_repeated(byte_bpe):
     model = initialise(Transformer(replace(DECODERS["llama"], vocab=300)), 0)
     ids = byte_bpe.encode("the list of things")
-    attach_soft(model, AdaptConfig("prompt", virtual_tokens=len(ids) + 2, prompt_text="the list of things"), 0, byte_bpe)
+    attach_soft(
+        model, AdaptConfig("prompt", virtual_tokens=len(ids) + 2, prompt_text="the list of things"), 0, byte_bpe
+    )
     assert torch.equal(model.prompt.vectors, model.embed.tokens(torch.tensor([*ids, *ids[:2]])))
     with pytest.raises(UserError, match="no tokens"):
         attach_soft(model, AdaptConfig("prompt", prompt_text=""), 0, byte_bpe)
