@@ -72,6 +72,15 @@ _llmctl() {
         "lora-merge --base"|"lora-merge --config") _llmctl_files -f; return ;;
         "lora-merge --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
         "lora-merge --threads") :; return ;;
+        "merge -o"|"merge --out") _llmctl_files -d; return ;;
+        "merge --method") _llmctl_words "linear slerp task-arithmetic ties dare-linear dare-ties"; return ;;
+        "merge --weights"|"merge --density"|"merge --t"|"merge --scale"|"merge --seed"|"merge --threads") :; return ;;
+        "merge --base"|"merge --config") _llmctl_files -f; return ;;
+        "merge --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "prompt --shots"|"prompt --instruction"|"prompt --separator"|"prompt --rationale"|"prompt --therefore"|"prompt --seed"|"prompt --template"|"prompt --map"|"prompt --max-tokens") :; return ;;
+        "prompt --choose") _llmctl_words "seed first similar"; return ;;
+        "prompt --order") _llmctl_words "auto seed first similar"; return ;;
+        "prompt --model"|"prompt --config") _llmctl_files -f; return ;;
         "generate --temperature"|"generate --top-k"|"generate --top-p"|"generate --min-p"|"generate --repetition-penalty"|"generate --max-tokens"|"generate --n"|"generate --device"|"generate --threads"|"generate -p"|"generate --prompt"|"generate --field"|"generate --output-field"|"generate --stop"|"generate --seed"|"generate --batch-size") :; return ;;
         "generate --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
         "generate --format") _llmctl_words "auto lines jsonl text"; return ;;
@@ -134,6 +143,8 @@ _llmctl() {
         "detokenize") words="--json --no-json -q --quiet --no-quiet --color --no-color --tokenizer --field --split --special --no-special --limit --config -h --help" ;;
         "pretrain") words="-o --out --force --no-force --dry-run --no-dry-run --preset --family --kind --layers --encoder-layers --width --heads --kv-heads --head-dim --ff --context --window --position --attention --head --optimizer --lr --min-lr --muon-lr --schedule --warmup --decay --beta1 --beta2 --adam-eps --weight-decay --clip --recompute --no-recompute --compile --no-compile --steps --epochs --tokens --batch-tokens --block --micro-batch --cross-document --no-cross-document --mask-rate --whole-word --no-whole-word --random-share --keep-share --noise-density --mean-span --denoise-rate --text-infilling --no-text-infilling --sentence-permutation --no-sentence-permutation --token-masking --no-token-masking --token-deletion --no-token-deletion --document-rotation --no-document-rotation --fim-rate --spm-rate --eval-every --eval-tokens --save-every --tensorboard --no-tensorboard --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --from --objective --seed --config -h --help" ;;
         "lora-merge") words="-o --out --force --no-force --dry-run --no-dry-run --json --no-json -q --quiet --no-quiet --color --no-color --base --dtype --check --no-check --threads --config -h --help" ;;
+        "merge") words="-o --out --force --no-force --dry-run --no-dry-run --method --weights --density --t --scale --normalize --seed --json --no-json -q --quiet --no-quiet --color --no-color --base --dtype --threads --config -h --help" ;;
+        "prompt") words="--shots --choose --order --instruction --separator --rationale --think --no-think --therefore --seed --json --no-json -q --quiet --no-quiet --color --no-color --template --map --model --max-tokens --fit --no-fit --config -h --help" ;;
         "generate") words="--temperature --top-k --top-p --min-p --repetition-penalty --max-tokens --n --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -p --prompt --format --field --output-field --stop --special --no-special --seed --batch-size --config -h --help" ;;
         "fill-mask") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --top-k --config -h --help" ;;
         "embed") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -o --out --force --no-force --pooling --normalize --no-normalize --max-tokens --config -h --help" ;;
@@ -151,13 +162,15 @@ _llmctl() {
         return
     fi
     case "$command" in
-        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain lora-merge generate fill-mask embed classify eval-ppl memcalc inspect attention verify plot completion" ;;
+        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain lora-merge merge prompt generate fill-mask embed classify eval-ppl memcalc inspect attention verify plot completion" ;;
         "corpus") _llmctl_words "docs source summaries" ;;
         "train-tokenizer") _llmctl_files -f ;;
         "tokenize") _llmctl_files -f ;;
         "detokenize") _llmctl_files -f ;;
         "pretrain") _llmctl_files -f ;;
         "lora-merge") _llmctl_files -f ;;
+        "merge") _llmctl_files -f ;;
+        "prompt") _llmctl_files -f ;;
         "generate") _llmctl_files -f ;;
         "fill-mask") _llmctl_files -f ;;
         "embed") _llmctl_files -f ;;

@@ -26,8 +26,10 @@ from llmctl.commands.generate import generate
 from llmctl.commands.inspect import inspect
 from llmctl.commands.lora_merge import lora_merge
 from llmctl.commands.memcalc import memcalc
+from llmctl.commands.merge import merge
 from llmctl.commands.plot import plot
 from llmctl.commands.pretrain import pretrain
+from llmctl.commands.prompt import prompt
 from llmctl.commands.tokenize import tokenize
 from llmctl.commands.train_tokenizer import train_tokenizer
 from llmctl.commands.verify import verify
@@ -42,6 +44,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "detokenize": detokenize,
     "pretrain": pretrain,
     "lora-merge": lora_merge,
+    "merge": merge,
+    "prompt": prompt,
     "generate": generate,
     "fill-mask": fill_mask,
     "embed": embed,

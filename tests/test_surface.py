@@ -22,6 +22,8 @@ MISSING = {
     "detokenize": ["missing.txt", "--tokenizer", "missing"],
     "pretrain": ["missing", "-o", "out"],
     "lora-merge": ["missing", "-o", "out"],
+    "merge": ["missing", "-o", "out"],
+    "prompt": ["missing.jsonl"],
     "generate": ["missing", "-p", "a"],
     "fill-mask": ["missing", "-p", "a"],
     "embed": ["missing", "-p", "a"],

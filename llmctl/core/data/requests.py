@@ -47,6 +47,18 @@ def read_requests(path: str, format: Format, fields: tuple[str, ...]) -> Iterato
             yield from from_lines(iter([stream.read()] if kind == "text" else stream), kind == "text")
 
 
+def read_objects(path: str) -> Iterator[tuple[int, dict[str, object], str]]:
+    """The JSON objects of a file, or of stdin for "-", a line each, as `json_objects` gives them.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with opened(path) as stream:
+        if stream.peek(3).startswith(codecs.BOM_UTF8):
+            stream.read(3)
+        yield from json_objects(stream)
+
+
 def _format(path: str, stream: BufferedReader) -> Format:
     """How a file holds texts, by its name or else by its first line."""
     endings = Path(path.lower()).suffixes
@@ -73,22 +85,27 @@ def from_lines(lines: Iterable[bytes], whole: bool = False) -> Iterator[Request]
 
 def from_jsonl(lines: Iterable[bytes], fields: tuple[str, ...]) -> Iterator[Request]:
     """A text a JSON object, from the first of the fields that is there; blank lines are skipped."""
-    number = -1
+    for number, (at, record, error) in enumerate(json_objects(lines)):
+        if not error:
+            name = next((name for name in fields if name in record), fields[0])
+            error = "" if (wrong := no_text(record, name)) is None else f"line {at} {wrong}"
+        yield Request(number, "" if error else str(record[name]), record, error)
+
+
+def json_objects(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, object], str]]:
+    """A JSON object a line: the line's number from 1, the object, and why there is none; blank lines are skipped."""
     for at, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        number += 1
         try:
             record = json.loads(line)
         except ValueError as error:
-            yield Request(number, "", {}, f"line {at} is not JSON: {error}")
+            yield at, {}, f"line {at} is not JSON: {error}"
             continue
-        if not isinstance(record, dict):
-            yield Request(number, "", {}, f"line {at} is a JSON {type(record).__name__}, wanted an object")
-            continue
-        name = next((name for name in fields if name in record), fields[0])
-        error = "" if (wrong := no_text(record, name)) is None else f"line {at} {wrong}"
-        yield Request(number, "" if error else record[name], record, error)
+        if isinstance(record, dict):
+            yield at, record, ""
+        else:
+            yield at, {}, f"line {at} is a JSON {type(record).__name__}, wanted an object"
 
 
 def no_text(record: dict[str, object], name: str) -> str | None:
