@@ -96,8 +96,9 @@ class Sets:
     ] = ()
     chat_template: Annotated[
         str | None,
-        "Layout of conversations in place of the tokenizer's own: chatml, llama2, zephyr, plain, or a file in Jinja. "
-        "Default: the tokenizer's, else chatml where it has its tokens, else plain.",
+        "Layout of conversations: own (the tokenizer's), chatml, llama2, llama3, zephyr, plain, or a file in Jinja; "
+        "prompts and completions become conversations with it. Default: own, else chatml where the tokenizer has its "
+        "tokens, else plain.",
     ] = None
     system: Annotated[str | None, "System message of conversations that have none."] = None
     train_on: Annotated[

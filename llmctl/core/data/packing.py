@@ -1,4 +1,4 @@
-"""Packing: examples become batches: several short ones in a row, or padded; and the order in which training meets them."""
+"""Packing: examples become batches, several short ones in a row or padded, and in what order training meets them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,6 +72,21 @@ def read_texts(paths: Iterable[str], reading: Reading | None = None, go_on: bool
     return itertools.islice(_documents(paths, reading, go_on), reading.limit)
 
 
+def read_records(paths: Iterable[str], reading: Reading | None = None) -> Iterator[Document]:
+    """The records of files in order, without a text taken out of them; a plain text is a record with the field `text`.
+
+    Args:
+        paths: as for `read_texts`.
+        reading: how; its `field` says nothing.
+
+    Raises:
+        UserError: a file that cannot be read, or a line that is no record.
+    """
+    reading = replace(reading or Reading(), field="")
+    for document in itertools.islice(_documents(paths, reading, False), reading.limit):
+        yield document if document.record is not None else document._replace(record={"text": document.text})
+
+
 def files_of(paths: Iterable[str]) -> list[str]:
     """The same, with directories replaced by the text files in them, sorted by path.
 
@@ -98,7 +114,8 @@ def _documents(paths: Iterable[str], reading: Reading, go_on: bool) -> Iterator[
     for path in files_of(paths):
         documents = _hub(path, reading) if path.startswith("hf:") else _file(path, reading, go_on)
         for document in documents:
-            if document.error is not None or (document.text and not document.text.isspace()):
+            kept = document.text and not document.text.isspace()
+            if kept or document.error is not None or (not reading.field and document.record is not None):
                 yield document
 
 
@@ -208,14 +225,14 @@ def _jsonl(stream: io.BufferedReader, name: str, reading: Reading, go_on: bool) 
             raise UserError(f"{name} is not JSON: {error}.", MEND) from error
     else:
         lines = stream
-    field, replace = reading.field, reading.errors == "replace"
+    field, lenient = reading.field, reading.errors == "replace"
     for number, line in enumerate(lines, 1):
         if line.isspace():
             continue
         try:
-            record = orjson.loads(line.decode("utf-8", "replace") if replace else line)
-            text = record[field]
-            if text.__class__ is not str:
+            record = orjson.loads(line.decode("utf-8", "replace") if lenient else line)
+            text = record[field] if field else ""
+            if text.__class__ is not str or record.__class__ is not dict:
                 raise TypeError
         except (ValueError, KeyError, TypeError) as error:
             record, problem, hint = _problem(line, field, error)
@@ -249,12 +266,12 @@ def _csv(stream: io.BufferedReader, name: str, reading: Reading, go_on: bool) ->
     tabs = reading.format == "tsv" or (reading.format == "auto" and _suffix(name) == ".tsv")
     rows = csv.DictReader(text, delimiter="\t" if tabs else ",")
     try:
-        if reading.field not in (rows.fieldnames or ()):
+        if reading.field and reading.field not in (rows.fieldnames or ()):
             found = ", ".join(map(repr, rows.fieldnames or ())) or "none"
             raise UserError(f"{name} has no column {reading.field!r}, only {found}.", NAME)
         for row in rows:
             row.pop(None, None)  # what a row has beyond the header
-            value = row[reading.field]
+            value = row[reading.field] if reading.field else ""
             if value is None and not go_on:
                 raise UserError(f"{name} line {rows.line_num} ends before column {reading.field!r}.", MEND)
             problem = f"line {rows.line_num} ends before column {reading.field!r}" if value is None else None
@@ -276,11 +293,15 @@ def _parquet(stream: io.BufferedReader, name: str, reading: Reading, go_on: bool
         raise UserError(f"{name} is parquet, which cannot be read from a pipe.", "Write it to a file first.")
     try:
         file = parquet.ParquetFile(stream)
-        if reading.field not in file.schema_arrow.names:
+        if reading.field and reading.field not in file.schema_arrow.names:
             found = ", ".join(map(repr, file.schema_arrow.names))
             raise UserError(f"{name} has no column {reading.field!r}, only {found}.", NAME)
         row = 0
-        for batch in file.iter_batches(1000, columns=[reading.field]):
+        for batch in file.iter_batches(1000, columns=[reading.field] if reading.field else None):
+            if not reading.field:
+                yield from (Document("", f"{name}:{row + at}", one) for at, one in enumerate(batch.to_pylist(), 1))
+                row += len(batch)
+                continue
             for value in batch.column(0).to_pylist():
                 row += 1
                 problem = None if isinstance(value, str) else f"row {row} has a {reading.field!r} that is not text"
@@ -303,10 +324,10 @@ def _hub(path: str, reading: Reading) -> Iterator[Document]:
     try:
         rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
         for number, row in enumerate(rows, 1):
-            if not isinstance(row.get(reading.field), str):
+            if reading.field and not isinstance(row.get(reading.field), str):
                 found = ", ".join(map(repr, row))
                 raise UserError(f"{path} row {number} has no text in {reading.field!r}; fields: {found}.", NAME)
-            yield Document(row[reading.field], f"{path}:{number}", None)
+            yield Document(row.get(reading.field) or "", f"{path}:{number}", None if reading.field else row)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} cannot be loaded: {error}.", "Check the name and the network.") from error
 

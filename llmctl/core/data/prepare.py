@@ -1,0 +1,251 @@
+"""Prepare: records become examples: one tokenization each, its mask from the characters, ends trained, cuts counted."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from llmctl.core.data.examples import Example, Examples, asked
+from llmctl.core.data.labelled import Labeller
+from llmctl.core.data.sets import Record
+from llmctl.core.data.written import Layout, Written
+from llmctl.core.decode.prompt import check_known
+from llmctl.core.text.tokenizer import Tokenizer
+from llmctl.errors import Exit, UserError
+from llmctl.spec.model import ModelConfig
+from llmctl.spec.sets import Sets, Task, Truncate
+
+TOGETHER = 1000  # records that are encoded at a time
+
+
+def encode_examples(
+    records: Iterable[Record],
+    task: Task,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    sets: Sets,
+    layout: Layout | None = None,
+    seed: int = 0,
+) -> Examples:
+    """Records as examples.
+
+    A text is tokenized once, as a whole, and which tokens are trained on follows from the characters that they stand
+    for: a token that straddles the border of prompt and completion belongs to the completion. Special tokens are read
+    as such where a template wrote them; typed in a record they are text. A text begins with the beginning-of-text
+    token once, if the tokenizer puts one; a conversation as its template says. What is trained on ends with the token
+    that ends a text, or a turn, and that is trained, unless the text is cut on the right.
+
+    Args:
+        records: as `read_sets` gives them.
+        task: what they are for.
+        tokenizer, config: of the model; for labels, with the head.
+        sets: the options.
+        layout: how they become texts, shared by the files of a run; one of its own when None.
+        seed: of the choice of phrasings, where there is no layout.
+
+    Raises:
+        UserError: a record that does not suit the task; examples longer than the limit, where that is an error; no
+            token that is trained on.
+    """
+    limit = limit_of(config, sets)
+    if task in ("classify", "tag"):
+        if sets.template is not None:
+            raise UserError(
+                f"--template makes texts to write of records, but --task {task} learns labels.",
+                "Leave one out.",
+                Exit.USAGE,
+            )
+        made = _labelled(records, tokenizer, config, sets, limit)
+    else:
+        layout = layout or Layout(tokenizer, sets, task, seed)
+        made = _texts(records, layout, limit)
+    tally = _Tally(task, limit, sets.truncate)
+    notes: list[str] = []
+    kept = [one for one in map(tally.counted, made) if one is not None]
+    if sets.truncate == "error" and tally.over:
+        raise UserError(
+            f"{tally.over} of {tally.read} examples ({tally.over / tally.read:.1%}) are longer than {limit} tokens; "
+            f"the longest has {tally.longest}.",
+            "Cut them with --truncate left or right, leave them out with --truncate drop"
+            + (", or raise --max-length." if sets.max_length is not None else "."),
+            Exit.USAGE,
+        )
+    for one in kept:
+        check_known([int(part.max()) for part in (one.ids, one.source) if part is not None and len(part)], config)
+    if tally.lost:
+        notes.append(f"{tally.lost} words have no token of their own, or were cut off: their tags are not learnt.")
+    counts = {"truncated": tally.truncated, "dropped": tally.dropped, "over": tally.over}
+    examples = Examples.of(task, kept, counts, notes + list(layout.notes if layout is not None else ()))
+    if tally.read and not examples.counts["trained_tokens"]:
+        why = "all of them were longer than the limit, or cut" if tally.over else "no record says anything to learn"
+        raise UserError(
+            f"None of {tally.read} examples asks for anything: {why}.", "Look at the records, or --truncate."
+        )
+    return examples
+
+
+def limit_of(config: ModelConfig, sets: Sets) -> int | None:
+    """Tokens that an example may have, its beginning and end included; None: any number.
+
+    Raises:
+        UserError: more than the model has positions for.
+    """
+    if sets.max_length is None:
+        return None if config.position == "relative" else config.context
+    if config.position == "learned" and sets.max_length > config.context:
+        raise UserError(
+            f"--max-length is {sets.max_length}, but the model has positions for {config.context} tokens.",
+            "Leave it out.",
+            Exit.USAGE,
+        )
+    return sets.max_length
+
+
+def shown(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+    """An example as people read it, special tokens spelled out: runs of text, and whether they are trained on.
+
+    What an encoder reads comes first. Characters whose bytes are split between runs are shown as U+FFFD.
+    """
+    runs: list[tuple[str, bool]] = []
+    if example.source is not None:
+        runs.append((tokenizer.decode(example.source.tolist(), skip_special=False) + "\n", False))
+    borders = np.flatnonzero(np.diff(example.scored)) + 1
+    for ids, scored in zip(np.split(example.ids, borders), np.split(example.scored, borders), strict=True):
+        if len(ids):
+            runs.append((tokenizer.decode(ids.tolist(), skip_special=False), bool(scored[0])))
+    return runs
+
+
+class _Made(NamedTuple):
+    """An example before and after it is cut to the limit, which may be the same.
+
+    Attributes:
+        example: cut on the side that was asked for, or whole.
+        length: tokens of its longest side before that.
+        lost: words whose tags are not asked for.
+    """
+
+    example: Example
+    length: int
+    lost: int = 0
+
+
+class _Tally:
+    """Counts examples, and says which are kept."""
+
+    def __init__(self, task: Task, limit: int | None, truncate: Truncate):
+        self.task, self.limit, self.truncate = task, limit, truncate
+        self.read = self.over = self.truncated = self.dropped = self.longest = self.lost = 0
+
+    def counted(self, made: _Made) -> Example | None:
+        """The example, or None where it is dropped."""
+        self.read += 1
+        self.lost += made.lost
+        self.longest = max(self.longest, made.length)
+        if self.limit is not None and made.length > self.limit:
+            self.over += 1
+            if self.truncate in ("error", "drop"):
+                self.dropped += 1
+                return None
+            self.truncated += 1
+        if not asked(self.task, made.example):
+            self.dropped += 1
+            return None
+        return made.example
+
+
+def _labelled(
+    records: Iterable[Record], tokenizer: Tokenizer, config: ModelConfig, sets: Sets, limit: int | None
+) -> Iterator[_Made]:
+    labeller = Labeller(tokenizer, config, limit, sets.truncate)
+    for some in _chunks(records):
+        for record, made in zip(some, labeller([one.fields for one in some]), strict=True):
+            if isinstance(made, str):
+                raise UserError(f"{record.source} {made}.", "Name the fields with --map, or leave the record out.")
+            yield _Made(*made)
+
+
+def _texts(records: Iterable[Record], layout: Layout, limit: int | None) -> Iterator[_Made]:
+    one = _pair if layout.task == "seq2seq" else _text
+    if layout.tokenizer.eos is None:
+        raise UserError(
+            "The tokenizer has no token that ends a text, so a model could not learn to stop.",
+            'Name one as "eos_token" in its tokenizer_config.json.',
+            Exit.MISMATCH,
+        )
+    for some in _chunks(records):
+        written = []
+        for record in some:
+            try:
+                written.append(layout(record.fields))
+            except UserError as error:
+                raise UserError(f"{record.source}: {error.problem}", error.hint, error.code) from error
+        yield from one(written, layout, limit)
+
+
+def _text(written: list[Written], layout: Layout, limit: int | None) -> Iterator[_Made]:
+    """What a decoder reads."""
+    tokenizer, cut = layout.tokenizer, layout.sets.truncate
+    marked = [layout.marks.marked(one.text) for one in written]
+    for one, text, pieces in zip(written, marked, layout.marks.encode([one.text for one in marked]), strict=True):
+        ids, scored = pieces.ids, pieces.within(text.spans)
+        if one.chat and len(asked_for := np.flatnonzero(scored)):  # what follows the last turn trains nothing
+            ids, scored = ids[: asked_for[-1] + 1], scored[: asked_for[-1] + 1]
+        if not one.chat and tokenizer.begins and (not len(ids) or ids[0] != tokenizer.bos):
+            ids, scored = np.insert(ids, 0, tokenizer.bos), np.insert(scored, 0, False)
+        ended = layout.marks.end(text) is not None if one.chat else bool(len(ids)) and ids[-1] == tokenizer.eos
+        if not ended:
+            ids, scored = np.append(ids, tokenizer.eos), np.append(scored, True)
+        length = len(ids)
+        if limit is not None and length > limit and cut == "right":
+            ids, scored = ids[:limit], scored[:limit]
+        elif limit is not None and length > limit and cut == "left":
+            first = 1 if ids[0] == tokenizer.bos else 0
+            tail = slice(length - limit + first, None)
+            ids, scored = np.append(ids[:first], ids[tail]), np.append(scored[:first], scored[tail])
+        yield _Made(Example(ids.astype(np.int32), scored), length)
+
+
+def _pair(written: list[Written], layout: Layout, limit: int | None) -> Iterator[_Made]:
+    """What an encoder reads, framed as the tokenizer frames a text, and what the decoder says, as in pre-training."""
+    tokenizer, cut = layout.tokenizer, layout.sets.truncate
+    before, after = (np.array(part, np.int32) for part in tokenizer.frame)
+    after = after if len(after) else np.array([tokenizer.eos], np.int32)
+    opens = before[:0] if np.array_equal(before, after) else before  # an answer does not begin with what ends it
+    for one in _both(written, layout):
+        source, answer = one
+        length = max(len(before) + len(source) + len(after), len(opens) + len(answer) + len(after))
+        room, left = (
+            (None, None) if limit is None else (limit - len(before) - len(after), limit - len(opens) - len(after))
+        )
+        if room is not None and cut in ("left", "right") and len(source) > room:
+            source = source[:room] if cut == "right" else source[len(source) - room :]
+        source = np.concatenate((before, source, after))
+        said = np.concatenate((opens, answer, after))
+        if left is not None and cut in ("left", "right") and len(answer) > left:
+            said = said[:limit]  # it goes on, so it does not end
+        yield _Made(Example(said, np.ones(len(said), bool), source), length)
+
+
+def _both(written: list[Written], layout: Layout) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The ids of sources and of answers, without what frames them, unless a template wrote it already."""
+    before, after = (list(part) for part in layout.tokenizer.frame)
+    sides = [[layout.marks.marked(text).text for text in (one.source or "", one.text)] for one in written]
+    found = iter(layout.marks.encode([text for side in sides for text in side]))
+    for source, answer in zip(found, found, strict=True):
+        yield tuple(_bare(pieces.ids, before, after) for pieces in (source, answer))
+
+
+def _bare(ids: np.ndarray, before: list[int], after: list[int]) -> np.ndarray:
+    if before and ids[: len(before)].tolist() == before:
+        ids = ids[len(before) :]
+    if after and len(ids) >= len(after) and ids[len(ids) - len(after) :].tolist() == after:
+        ids = ids[: len(ids) - len(after)]
+    return ids
+
+
+def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
+    source = iter(records)
+    while some := list(islice(source, TOGETHER)):
+        yield some
