@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from llmctl.core.adapt.additive import Bottleneck, Scaling
 from llmctl.core.adapt.lora import Lora, norms
-from llmctl.core.adapt.soft import attach_soft
+from llmctl.core.adapt.soft import attach_soft, has_soft
 from llmctl.core.model.layers import Embedding, Linear
 from llmctl.core.model.transformer import Head, TiedHead, Transformer
 from llmctl.errors import Exit, UserError
@@ -39,7 +39,7 @@ def adapt(model: Transformer, config: AdaptConfig, seed: int, tokenizer=None) ->
     Raises:
         UserError: a pattern that is nothing's name; nothing is left to train; there are adapters already.
     """
-    if any(name.endswith(".adapter") for name, _ in model.named_modules()):
+    if has_soft(model) or any(name.endswith(".adapter") for name, _ in model.named_modules()):
         raise UserError("This model has an adapter already.", "Merge it first: llmctl lora-merge.", Exit.MISMATCH)
     model.requires_grad_(False)
     _train(model, config.train)

@@ -89,6 +89,12 @@ def attach_soft(model: Transformer, config: AdaptConfig, seed: int, tokenizer: T
             set_prefix(model, read(model, ids[None]))
 
 
+def has_soft(model: Transformer) -> bool:
+    """Whether a model has a soft prompt."""
+    extras = any(layer.attention.extra is not None for layer in model.last_stack.layers.values())
+    return model.prompt is not None or model.last_stack.virtual > 0 or extras
+
+
 def save_soft(model: Transformer) -> tuple[dict[str, object], dict[str, Tensor]]:
     """The soft prompt of a model as PEFT writes it: keys of adapter_config.json, and tensors; both empty without one.
 
@@ -211,10 +217,14 @@ def read(model: Transformer, ids: Tensor, memory: Memory | None = None) -> Tenso
     layers, count, device = len(stack.layers), ids.shape[1], ids.device
     shape = (layers, 1, config.kv_heads, count, config.head_dim)
     cache = KVCache(*(torch.empty(shape, dtype=model.embed.tokens.weight.dtype, device=device) for _ in range(2)))
+    weight = stack.layers["0"].attention.k.weight  # frozen ones may be of another dtype than all else; None: in 4 bits
+    dtype = cache.keys.dtype if weight is None else weight.dtype
+    prefix = torch.ones_like(ids, dtype=torch.bool) if config.prefix_lm else None
     model.eval()
-    if model.encoder_embed is not None and memory is None:
-        memory = model.encode(ids)
-    model(ids, cache=cache, memory=memory, prefix=torch.ones_like(ids, dtype=torch.bool) if config.prefix_lm else None)
+    with torch.autocast(device.type, dtype, enabled=dtype != cache.keys.dtype):
+        if model.encoder_embed is not None and memory is None:
+            memory = model.encode(ids)
+        model(ids, cache=cache, memory=memory, prefix=prefix)
     model.train(training)
     return torch.stack((cache.keys[:, 0], cache.values[:, 0]), dim=1).float()
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llmctl.core.adapt.forms import FORMS, Parts, ends
-from llmctl.core.adapt.kept import save_kept, set_kept
-from llmctl.core.adapt.soft import load_soft, save_soft
+from llmctl.core.adapt.forms import FORMS, Parts
+from llmctl.core.adapt.kept import save_kept, set_kept, twins
+from llmctl.core.adapt.soft import has_soft, load_soft, save_soft
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.account import FLOATS
@@ -45,7 +45,8 @@ def save_adapter(directory: Path, model: Transformer, config: AdaptConfig, base:
         tensors = {}
         for site in targets:
             parts = FORMS[kind].parts(site, [model.get_submodule(name) for name in site.ours], model.config.heads)
-            tensors |= {f"{WRAPPED}{site.theirs}.{part}": tensor for part, tensor in parts.items()}
+            for name in (site.theirs, *twins(model.config).get(site.theirs, ())):
+                tensors |= {f"{WRAPPED}{name}.{part}": tensor for part, tensor in parts.items()}
         said = _said(model, config, kind, targets)
     kept, whole, biases = save_kept(model, {site.theirs for site in targets})
     tensors |= {f"{PROMPTED if kind in PROMPTS else WRAPPED}{name}": tensor for name, tensor in kept.items()}
@@ -73,7 +74,7 @@ def load_adapter(model: Transformer, directory: Path | str) -> None:
             that do not fit; there is an adapter already.
     """
     adapter, path = read_adapter(directory), weights_of(directory)
-    if any(name.endswith(".adapter") for name, _ in model.named_modules()):
+    if has_soft(model) or any(name.endswith(".adapter") for name, _ in model.named_modules()):
         raise UserError("This model has an adapter already.", "Merge it first: llmctl lora-merge.", Exit.MISMATCH)
     header, _ = read_header(path)
     wrong = [f"{one.name} is {one.dtype}, no float" for one in header.values() if one.dtype not in FLOATS]
@@ -99,6 +100,7 @@ def load_sites(model: Transformer, adapter: Adapter, path: Path, tensors: dict[s
         else:
             found.setdefault(module, {})[part] = tensor
     wrong += _lacking(model, adapter, found)
+    wrong += _joined(model, adapter, found)
     if not found and not kept:
         wrong.append("it holds no adapter")
     made: list[tuple[nn.Module, nn.Module]] = []
@@ -138,7 +140,8 @@ def _set_kept(model: Transformer, adapter: Adapter, path: Path, tensors: dict[st
 def _by_name(model: Transformer) -> dict[str, Site]:
     """Sites by every name that a file may have for them: with the family's prefix, and without."""
     family, found = family_read(model.config), adaptable(model.config)
-    return {family.bare(site.theirs): site for site in found} | {site.theirs: site for site in found}
+    named = {name: site for site in found for name in (site.theirs, *twins(model.config).get(site.theirs, ()))}
+    return {family.bare(name): site for name, site in named.items()} | named
 
 
 def _lacking(model: Transformer, adapter: Adapter, found: Iterable[str]) -> list[str]:
@@ -152,6 +155,30 @@ def _lacking(model: Transformer, adapter: Adapter, found: Iterable[str]) -> list
     return [
         f"{name} is targeted, but has no tensors" for name in wanted if adapter.targeted(name) and name not in names
     ]
+
+
+def _joined(model: Transformer, adapter: Adapter, found: dict[str, Parts]) -> list[str]:
+    """Put together what a file has for a table under the names that it is read as, which is one table here."""
+    wrong = []
+    for table, others in twins(model.config).items():
+        given = {name: found.pop(name) for name in (*others, table) if name in found}
+        if not given:
+            continue
+        first, some = given.get(others[0]), others[0]
+        if first is None or any(name not in given for name in others):
+            absent = [name for name in others if name not in given]
+            wrong.append(
+                f"{', '.join(given)} has an adapter, but {', '.join(absent)}, which is the same table, has none"
+            )
+        elif any(adapter.scale_of(name) != adapter.scale_of(some) or not _same(given[name], first) for name in others):
+            wrong.append(f"the adapters of {', '.join(others)} differ, and these are one table here")
+        else:
+            found[some] = first
+    return wrong
+
+
+def _same(one: Parts, other: Parts) -> bool:
+    return one.keys() == other.keys() and all(tensor.equal(other[name]) for name, tensor in one.items())
 
 
 def _misfit(path: Path, wrong: list[str]) -> UserError:
@@ -175,10 +202,11 @@ def _adapters(model: Transformer, site: Site) -> list[nn.Module]:
 
 def _said(model: Transformer, config: AdaptConfig, kind: str, targets: list[Site]) -> dict[str, object]:
     """What adapter_config.json says of adapters at sites."""
-    every = [site.theirs for site in adaptable(model.config)]
-    own = FORMS[kind].said(config, {site.theirs: _adapters(model, site)[0] for site in targets})
-    transposed = any(site.transposed for site in targets)
-    return {"target_modules": ends([site.theirs for site in targets], every), "fan_in_fan_out": transposed, **own}
+    others = twins(model.config)
+    every = [name for site in adaptable(model.config) for name in (site.theirs, *others.get(site.theirs, ()))]
+    at = {name: site for site in targets for name in (site.theirs, *others.get(site.theirs, ()))}
+    own = FORMS[kind].said(config, {name: _adapters(model, site)[0] for name, site in at.items()}, every)
+    return {"fan_in_fan_out": any(site.transposed for site in targets), **own}
 
 
 KINDS: dict[str, Callable[[Transformer, Adapter, Path, dict[str, Tensor]], None]] = {

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llmctl.core.adapt.inject import adapt
 from llmctl.core.adapt.soft import Gated, attach_soft, read, set_prefix
+from llmctl.core.compress.frozen import freeze
 from llmctl.core.decode.generate import generate
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.sample import stream_key
@@ -266,3 +268,23 @@ def test_a_base_in_bf16_holds_its_soft_prompt_in_fp32():
         assert hidden(model, rows()).dtype == torch.bfloat16
         names = added_shapes(model.config, AdaptConfig(method, virtual_tokens=N))
         assert {model.get_parameter(name).dtype for name in names} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "nf4"])
+@pytest.mark.parametrize("name", ["llama", "t5", "bert"])
+def test_matrices_may_be_held_in_another_type_when_a_prefix_begins(name, dtype):
+    model, config = made(name), AdaptConfig("prefix", virtual_tokens=N, base_dtype=dtype)
+    freeze(model, config, torch.bfloat16 if dtype == "bf16" else torch.float32)
+    adapt(model, config, seed=2)
+    wanted = soft(name, "prefix").last_stack.layers["0"].attention.prefix
+    found = model.last_stack.layers["0"].attention.prefix
+    far = float((found - wanted).norm() / wanted.norm())
+    assert (
+        far < {"fp32": 1e-6, "bf16": 0.02, "nf4": 0.3}[dtype]
+    )  # by the mantissas of 8 bits, and by 16 values a weight
+
+
+def test_a_second_adapter_is_refused():
+    for method in ("prompt", "prefix", "llama-adapter"):
+        with pytest.raises(UserError, match="adapter already"):
+            adapt(soft("llama", method), AdaptConfig("lora"), 0)
