@@ -220,6 +220,7 @@ complete -c llmctl -n '__fish_seen_subcommand_from merge' -l density -x -d 'ties
 complete -c llmctl -n '__fish_seen_subcommand_from merge' -l t -x -d 'slerp: 0 is the first model, 1 the second'
 complete -c llmctl -n '__fish_seen_subcommand_from merge' -l scale -x -d 'What the summed changes are multiplied by (lambda)'
 complete -c llmctl -n '__fish_seen_subcommand_from merge' -l normalize -d 'Divide by the sum of the weights that count'
+complete -c llmctl -n '__fish_seen_subcommand_from merge' -l no-normalize -d 'Divide by the sum of the weights that count'
 complete -c llmctl -n '__fish_seen_subcommand_from merge' -l seed -x -d 'dare: of what is dropped'
 complete -c llmctl -n '__fish_seen_subcommand_from merge' -l json -d 'Print the report as one JSON object'
 complete -c llmctl -n '__fish_seen_subcommand_from merge' -l no-json -d 'Print the report as one JSON object'

@@ -210,7 +210,7 @@ def _parameter(name: str, annotation: Any, default: Any, heading: str | None) ->
         info.rich_help_panel = info.rich_help_panel or heading
         written = [word for word in (info.default, *(info.param_decls or ())) if isinstance(word, str)]
         long = next((word for word in written if word.startswith("--")), f"--{name.rstrip('_').replace('_', '-')}")
-        if kind is bool and "/" not in long:
+        if kind in (bool, bool | None) and "/" not in long:
             long = f"{long}/--no-{long[2:]}"
         info.default = ...
         info.param_decls = (long, *(word for word in written if not word.startswith("--")))

@@ -1,7 +1,7 @@
 """Edit: what one adapter does to one stored tensor of its base, as the headers of its file say."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,12 +12,11 @@ from llmctl.spec.families import family_for
 from llmctl.spec.families.family import Family
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.peft import Adapter, part_of
+from llmctl.spec.remade import SPELLED, apart, some
 from llmctl.spec.safetensors import BITS, TensorInfo
 from llmctl.spec.sites import sites
 
 EditKind = Literal["replace", "low-rank", "factor", "shift"]
-SPELLED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
-_HEAD = "head.weight"
 
 
 @dataclass(frozen=True)
@@ -217,22 +216,3 @@ def wanted_shape(made: Made, edit: Edit, part: str) -> tuple[int, ...]:
         "bias": shape[:1],
         "factor": (1, *shape[1:]) if edit.entering else (*shape[:1], 1),
     }[part]
-
-
-def some(items: list[str], comma: str = ", ") -> str:
-    """The first three, and how many more."""
-    return comma.join(items[:3]) + (f"{comma}and {len(items) - 3} more" if len(items) > 3 else "")
-
-
-def apart(config: ModelConfig) -> ModelConfig | None:
-    """The same model with a head that is not its embedding; None where its family has no such form.
-
-    A scale that only tied heads have is in the weights of the head then.
-    """
-    if not (config.tie and config.lm_head):
-        return config
-    for found in (replace(config, tie=False), replace(config, tie=False, logit_scale=1.0)):
-        family = family_for(found)
-        if family == family_for(config) and any(rule.ours == (_HEAD,) for rule in rules(found, family)):
-            return found
-    return None

@@ -7,18 +7,18 @@ from pathlib import Path
 from llmctl.errors import Exit, UserError
 from llmctl.spec.account import account, rules, their_shape
 from llmctl.spec.classifier import Labelling, with_classifier
-from llmctl.spec.edits import SPELLED, Edit, Given, Made, apart, edits_of, some, unfit
+from llmctl.spec.edits import Edit, Given, Made, edits_of, unfit
 from llmctl.spec.families import config_of, family_for, family_read, read_config, read_config_json
 from llmctl.spec.model import ModelConfig
-from llmctl.spec.peft import Adapter, is_adapter, part_of, read_adapter, weights_of
+from llmctl.spec.peft import Adapter, part_of, read_adapter, weights_of
+from llmctl.spec.remade import HEAD, NAMED, apart, check_plain, remade, some
 from llmctl.spec.safetensors import TensorInfo, read_header, read_tensors
 from llmctl.spec.sites import sites
 from llmctl.spec.sizes import shapes
 
 MERGED = ("LORA", "IA3")  # kinds of adapters that weights alone can express
-NAMED = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp64": "F64"}
 _TASKS: dict[str, Labelling] = {"SEQ_CLS": "classify", "TOKEN_CLS": "tag"}
-_EMBEDDING, _HEAD = "embed.tokens.weight", "head.weight"
+_EMBEDDING = "embed.tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class MergePlan:
                 tensors of an adapter that have no place in the base, or do not fit it.
         """
         json = read_config_json(base)
-        _check_base(base, json)
+        check_plain(base, json)
         adapters = [read_adapter(one.path) for one in given]
         _check_kinds(given, adapters)
         stored = {one: read_header(weights_of(one.path))[0] for one in given}
@@ -69,10 +69,9 @@ class MergePlan:
         tensors, dropped = _tensors(base, config, target, given, found, NAMED[dtype] if dtype else None)
         if dropped:
             notes.append(f"left out, as the merged model has no use for it: {some(dropped)}.")
-        if target != config:
-            json = _spelled({**json, **(said or {})}, target)
-        if dtype is not None:
-            json |= {"dtype": SPELLED[NAMED[dtype]], "torch_dtype": SPELLED[NAMED[dtype]]}
+        if target.classifier == "none" and (headless := [a.task for a in adapters if a.task in _TASKS]):
+            notes.append(f"an adapter of task {headless[0]} brings no head for it: the merged model has the base's.")
+        json = remade({**json, **(said or {})}, config, target, dtype)
         return cls(base, tuple(given), target, json, tuple(tensors), tuple(dropped), tuple(notes))
 
     @property
@@ -92,31 +91,6 @@ class MergePlan:
             "bytes": self.bytes,
             "largest_tensor_bytes": max(made.bytes for made in self.tensors),
         }
-
-
-def _spelled(json: dict, config: ModelConfig) -> dict:
-    """A config.json of a model that is no longer that of `json`, but for what it says of other things."""
-    spelled = family_for(config).to_json(config)
-    names = [rule.theirs for rule in rules(config)]
-    merged = {**json, **spelled}
-    return merged if config_of(merged, names) == config else spelled
-
-
-def _check_base(base: Path, json: dict) -> None:
-    if is_adapter(base):
-        raise UserError(
-            f"{base} is an adapter itself, not a checkpoint.",
-            f"Merge it into its own base first: llmctl lora-merge {base} -o MERGED",
-            Exit.MISMATCH,
-        )
-    if quantized := json.get("quantization_config"):
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-        raise UserError(
-            f"{base} is quantized ({method or 'quantization_config in its config.json'}); sums are made with weights "
-            "that are plain numbers.",
-            "Merge into the checkpoint that it was quantized from: --base MODEL; then quantize the result.",
-            Exit.MISMATCH,
-        )
 
 
 def _check_kinds(given: list[Given], adapters: list[Adapter]) -> None:
@@ -160,10 +134,10 @@ def _labels(config: ModelConfig, stored: dict[str, TensorInfo]) -> int | None:
 
 def _untied(config: ModelConfig, found: dict[str, list[Edit]], given: list[Given]) -> tuple[ModelConfig, list[str]]:
     """The config of the merged model: a head apart from its embedding where they come to differ; and what to say."""
-    changed = [name for name in (_EMBEDDING, _HEAD) if name in found]
+    changed = [name for name in (_EMBEDDING, HEAD) if name in found]
     if not (config.tie and config.lm_head and changed):
         return config, []
-    if len(changed) == 2 and config.logit_scale == 1 and _alike(found[_EMBEDDING], found[_HEAD], given):
+    if len(changed) == 2 and config.logit_scale == 1 and _alike(found[_EMBEDDING], found[HEAD], given):
         return config, []
     untied = apart(config)
     if untied is None:
@@ -216,7 +190,7 @@ def _tensors(
     usual = max((info.dtype for info in stored.values()), key=[info.dtype for info in stored.values()].count)
     made, used, wrong = [], set(), []
     for rule in rules(target, family):
-        split = rule.ours == (_HEAD,) and rule.ours not in sources and config.tie
+        split = rule.ours == (HEAD,) and rule.ours not in sources and config.tie
         ours = (_EMBEDDING,) if split else rule.ours
         like, source = sources.get(ours, (rule, None))
         used.add(ours)
