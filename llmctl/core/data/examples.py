@@ -41,6 +41,7 @@ class Examples:
             classifier texts, of a tagger words), and of those that were read "truncated", "dropped" (left out: too
             long, or nothing asked for) and "over" (longer than the limit).
         notes: what a user should hear of them.
+        prefix: the model's tokens see each other both ways up to the first that is asked for (prefix LM).
     """
 
     task: Task
@@ -51,6 +52,7 @@ class Examples:
     _sources: "_Flat | None"
     _types: np.ndarray | None  # (M,) uint8, beside _ids
     _labels: list[Label | None] | None = field(repr=False)
+    prefix: bool = False
 
     @classmethod
     def of(
@@ -59,6 +61,7 @@ class Examples:
         examples: Iterable[Example],
         counts: dict[str, int] | None = None,
         notes: Iterable[str] = (),
+        prefix: bool = False,
     ) -> "Examples":
         """Those examples; `counts` adds what is known of them before they were examples."""
         found = list(examples)
@@ -78,7 +81,7 @@ class Examples:
             "trained_tokens": sum(asked(task, one) for one in found),
             **{"truncated": 0, "dropped": 0, "over": 0, **(counts or {})},
         }
-        return cls(task, made, tuple(notes), ids, scored, sources, types, labels)
+        return cls(task, made, tuple(notes), ids, scored, sources, types, labels, prefix)
 
     def __len__(self) -> int:
         return len(self._ids)

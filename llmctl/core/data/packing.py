@@ -39,7 +39,8 @@ class ExampleOrder:
 
     def batches(self, step: int, micro_tokens: int) -> Iterator[Batch]:
         """The examples of a step in batches of at most `micro_tokens` tokens, padding included, or of one row."""
-        return laid_out(self.mixture.parts[0].task, self.examples(step), micro_tokens, self.pack, self.start)
+        first = self.mixture.parts[0]
+        return laid_out(first.task, self.examples(step), micro_tokens, self.pack, self.start, first.prefix)
 
 
 def in_order(
@@ -52,11 +53,17 @@ def in_order(
         found = found[: max(1, int(np.searchsorted(read, limit, side="right")))]
     found.sort(key=_size, reverse=True)
     for first in range(0, len(found), TOGETHER):
-        yield from laid_out(examples.task, found[first : first + TOGETHER], micro_tokens, pack, start)
+        some = found[first : first + TOGETHER]
+        yield from laid_out(examples.task, some, micro_tokens, pack, start, examples.prefix)
 
 
 def laid_out(
-    task: Task, examples: Sequence[Example], micro_tokens: int, pack: bool = True, start: int | None = None
+    task: Task,
+    examples: Sequence[Example],
+    micro_tokens: int,
+    pack: bool = True,
+    start: int | None = None,
+    prefix: bool = False,
 ) -> Iterator[Batch]:
     """Examples as batches of rows, the longest first; each row of a batch is as wide as its widest.
 
@@ -67,6 +74,7 @@ def laid_out(
         micro_tokens: of a batch, padding included, the encoder's beside the decoder's; one row may have more.
         pack: several examples in a row, of task "lm".
         start: as of `ExampleOrder`.
+        prefix: as of `Examples`.
     """
     left = sorted(examples, key=_size, reverse=True)
     while left:
@@ -88,21 +96,21 @@ def laid_out(
             read, said = wide
             rows.append([one])
             room.append(width - need)
-        yield batch_of(task, rows, start)
+        yield batch_of(task, rows, start, prefix)
         left = rest
 
 
-def batch_of(task: Task, rows: Sequence[Sequence[Example]], start: int | None = None) -> Batch:
+def batch_of(task: Task, rows: Sequence[Sequence[Example]], start: int | None = None, prefix: bool = False) -> Batch:
     """The batch of rows of examples; only rows of task "lm" have more than one."""
     if task == "lm":
-        return _texts(rows)
+        return _texts(rows, prefix)
     examples = [row[0] for row in rows]
     if task == "seq2seq":
         return _answers(examples, start)
     return _labelled(task, examples)
 
 
-def _texts(rows: Sequence[Sequence[Example]]) -> Batch:
+def _texts(rows: Sequence[Sequence[Example]], prefix: bool) -> Batch:
     """Each token but the last of its example is asked for the next one, where that is scored."""
     tokens = _padded([np.concatenate([one.ids[:-1] for one in row]) for row in rows])
     targets = _padded(
@@ -112,7 +120,13 @@ def _texts(rows: Sequence[Sequence[Example]]) -> Batch:
     positions = _padded([np.concatenate([np.arange(length) for length in row]) for row in lengths])
     segments = _padded([np.repeat(np.arange(1, len(row) + 1), row) for row in lengths])
     scored, read = int((targets != IGNORE).sum()), sum(map(sum, lengths))
-    return Batch(tokens, targets, positions, segments, scored=scored, read=read)
+    made = Batch(tokens, targets, positions, segments, scored=scored, read=read)
+    if not prefix:
+        return made
+    given = _padded(
+        [np.concatenate([np.arange(len(one.ids) - 1) < one.scored.argmax() for one in row]) for row in rows]
+    )
+    return made._replace(prefix=given.bool())
 
 
 def _answers(examples: Sequence[Example], start: int | None) -> Batch:

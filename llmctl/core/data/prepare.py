@@ -76,7 +76,8 @@ def encode_examples(
     if tally.lost:
         notes.append(f"{tally.lost} words have no token of their own, or were cut off: their tags are not learnt.")
     counts = {"truncated": tally.truncated, "dropped": tally.dropped, "over": tally.over}
-    examples = Examples.of(task, kept, counts, notes + list(layout.notes if layout is not None else ()))
+    notes += () if layout is None else layout.notes
+    examples = Examples.of(task, kept, counts, notes, config.prefix_lm)
     if tally.read and not examples.counts["trained_tokens"]:
         why = "all of them were longer than the limit, or cut" if tally.over else "no record says anything to learn"
         raise UserError(
