@@ -13,7 +13,8 @@ from llmctl.spec.memory import Memory, Solvable, classic, estimate, gib, kv_cach
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.presets import Shape
 from llmctl.spec.setting import ELEMENT, Setting
-from llmctl.spec.sizes import chinchilla_tokens, flops_per_token, forward_flops, parameters, six_n, spent_flops
+from llmctl.spec.sizes import chinchilla_tokens, flops_per_token, forward_flops, parameters, six_n
+from llmctl.spec.spent import spent_flops
 
 CLASSIC = (
     "Classic rule: 4 bytes a parameter to hold it and 20 more to train it (8 Adam, 4 gradients, 8 activations and "

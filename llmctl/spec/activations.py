@@ -4,12 +4,15 @@ Formulas are a sum over named components of bytes a token, so that one that is w
 h width, f ff, a heads, d head_dim, q = a d, kv = kv_heads d, s tokens of a row, e bytes of a number.
 """
 
-from math import ceil
+from math import ceil, prod
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.kept import Rows, explicit, norm_bytes, of_layer, rows_of, stream_bytes
+from llmctl.spec.learning import Layer, head_learns, last_learns, learning
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.setting import ELEMENT, Setting
+from llmctl.spec.sizes import linears
+from llmctl.spec.trained import trained_shapes
 
 SPLIT = ("queries", "keys and values", "attention output", "attention statistics", "attention weights", "mlp")
 CHUNK = 32 << 20  # bytes of the fp32 logits that llmctl's loss holds at once (core/train/cross_entropy.py)
@@ -26,10 +29,11 @@ def of_layers(config: ModelConfig, setting: Setting, rows: Rows, layers: range) 
         UserError: an implementation that has no such layers.
     """
     t, sums = setting.tensor_parallel, dict[str, float]()
-    windows = {config.window_of(layer) for layer in layers}
-    one_of = {window: _LAYERS[setting.implementation](config, setting, rows, window) for window in windows}
-    for layer in layers:
-        for name, size in one_of[config.window_of(layer)].items():
+    learns = learning(config, setting.tuning)[rows.stack]
+    kinds = [(config.window_of(layer), learns[layer]) for layer in layers]
+    one_of = {kind: _LAYERS[setting.implementation](config, setting, rows, *kind) for kind in set(kinds)}
+    for kind in kinds:
+        for name, size in one_of[kind].items():
             share = t if name in SPLIT or setting.sequence_parallel else 1
             sums[name] = sums.get(name, 0) + size / share
     return sums
@@ -48,19 +52,26 @@ def outside(config: ModelConfig, setting: Setting, rows: Rows) -> dict[str, floa
         return {"first": h, "last": 4 * h}
     if setting.implementation == "hf":
         return {"first": 8, "last": _hf_norm(h, e)}
-    first = 8 + 8 * config.next_sentence + _of_positions(config, setting, rows)
-    first += norm_bytes(config, setting, s) if config.embed_norm else 0
-    last = 0 if config.norm_place == "post" else norm_bytes(config, setting, s)
+    learns, own = learning(config, setting.tuning)[rows.stack], trained_shapes(config, setting.tuning)
+    begins = learns[0].attention.before
+    first = (8 + 8 * config.next_sentence) * any(name.endswith("embed.tokens.weight") for name in own)
+    first += _of_positions(config, setting, rows)
+    if config.embed_norm and begins:
+        first += norm_bytes(config, setting, s)
+    last, alive = 0, learns[-1].mlp.after
+    if config.norm_place != "post" and alive:
+        last += norm_bytes(config, setting, s, trained=last_learns(config, setting.tuning))
     if rows.stack != config.last_stack:  # what the keys and values of every layer are made of
-        last += 0 if setting.autocast else h * e
+        reading = any(layer.cross.reading & {"k", "v"} for layer in learning(config, setting.tuning)["decoder"])
+        last += 0 if setting.autocast or not reading else h * e
     elif config.lm_head:
         last += _of_head(config, setting) * setting.share(config)
-    return {"first": first + (s * h if config.dropout else 0), "last": last}
+    return {"first": first + (s * h if config.dropout and begins else 0), "last": last}
 
 
 def head_gradient(config: ModelConfig, setting: Setting) -> int:
     """Bytes of the head's gradient, which llmctl's loss computes along with itself, in fp32."""
-    own = setting.implementation == "llmctl" and not setting.lora_rank and config.lm_head
+    own = setting.implementation == "llmctl" and config.lm_head and head_learns(config, setting.tuning)
     return 4 * ceil(config.vocab / setting.tensor_parallel) * (config.width + config.head_bias) if own else 0
 
 
@@ -75,7 +86,7 @@ def in_the_loss(config: ModelConfig, setting: Setting, rows: Rows) -> int:
     e, vocab = ELEMENT[setting.dtype], ceil(config.vocab / setting.tensor_parallel)
     tokens, scored = setting.batch * rows.tokens, _scored(config, setting)
     size = 2 * tokens * config.width * stream_bytes(setting) + _masks(config, setting)
-    if not setting.lora_rank:  # a chunk's share meets fewer logits: they are half done with
+    if head_learns(config, setting.tuning):  # a chunk's share meets fewer logits: they are half done with
         share = e + (4 if e == 2 and setting.device == "cpu" else 0)  # a CPU adds 16 bits to 32 by a copy in 32
         size += max(0, share * vocab * config.width - 4 * min(scored, _chunk(config, setting)) * vocab)
     return ceil(size + (e * config.width * (vocab + scored) if setting.autocast else 0))
@@ -92,7 +103,14 @@ def in_the_backward_pass(config: ModelConfig, setting: Setting, rows: Rows, laye
     e, s = ELEMENT[setting.dtype], stream_bytes(setting)
     size += (2 if config.gated else 1) * config.ff * e / setting.tensor_parallel + config.width * s
     size -= outside(config, setting, rows)["last"]
-    return ceil(setting.batch * rows.tokens * size + _masks(config, setting))
+    return ceil(setting.batch * rows.tokens * size + _masks(config, setting)) + _dense(config, setting)
+
+
+def _dense(config: ModelConfig, setting: Setting) -> int:
+    """Bytes of a frozen matrix that is held in another type than the arithmetic's, while it multiplies: the largest."""
+    if setting.matrices == setting.dtype or not setting.tuning.makes_adapter:
+        return 0
+    return ELEMENT[setting.dtype] * max(map(prod, linears(config).values())) // setting.tensor_parallel
 
 
 def logits(config: ModelConfig, setting: Setting) -> int:
@@ -187,7 +205,7 @@ def _masks(config: ModelConfig, setting: Setting) -> float:
     return found
 
 
-def _hf(config: ModelConfig, setting: Setting, rows: Rows, window: int | None) -> dict[str, float]:
+def _hf(config: ModelConfig, setting: Setting, rows: Rows, window: int | None, learns: Layer) -> dict[str, float]:
     """transformers' Llama, Mistral and Qwen2: 20 h + 4 kv + 8 f + 4 a + 8 bytes in bf16 with fused attention.
 
     Source: measured, transformers 5.23. Without fused attention the softmax is fp32, copied to 16 bits, and keys and
@@ -213,7 +231,7 @@ def _hf(config: ModelConfig, setting: Setting, rows: Rows, window: int | None) -
     }
 
 
-def _megatron(config: ModelConfig, setting: Setting, rows: Rows, window: int | None) -> dict[str, float]:
+def _megatron(config: ModelConfig, setting: Setting, rows: Rows, window: int | None, learns: Layer) -> dict[str, float]:
     """Megatron's GPT with dropout, in 16 bits: 34 h + 5 a s bytes; 4 h wide MLP with GELU, as many keys as queries.
 
     Source: Korthikanti et al., arXiv:2205.05198, equations 1 to 4; what the paper calls selective recomputation is

@@ -7,12 +7,17 @@ torch's fused kernels keep.
 from dataclasses import dataclass
 from math import ceil
 
+from llmctl.spec.learning import Half, Layer
 from llmctl.spec.model import ModelConfig
-from llmctl.spec.setting import ELEMENT, TARGETS, Setting
+from llmctl.spec.setting import ELEMENT, Setting
 from llmctl.spec.sizes import LINEAR_CHUNK, crossed, linears
 
 EXPLICIT = 1024  # tokens of a row up to which llmctl, on a CPU, keeps the attention weights (core/model/explicit.py)
 QUERIES = 256  # of one block of theirs
+COMPONENTS = (
+    "queries", "keys and values", "attention output", "attention statistics", "attention weights", "attention masks",
+    "norms of q and k",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,44 +51,62 @@ def rows_of(config: ModelConfig, setting: Setting) -> list[Rows]:
     ]
 
 
-def of_layer(config: ModelConfig, setting: Setting, rows: Rows, window: int | None) -> dict[str, float]:
+def of_layer(
+    config: ModelConfig, setting: Setting, rows: Rows, window: int | None, learns: Layer = Layer()
+) -> dict[str, float]:
     """Bytes a token by component.
 
-    Under autocast each matrix has a 16-bit copy of its input of its own. With LoRA a frozen matrix keeps no input.
+    Under autocast each matrix has a 16-bit copy of its input of its own. A frozen matrix keeps no input, and a half
+    that no gradient enters keeps nothing of what lies before the first thing that it learns.
     """
-    e, h, need, drops = ELEMENT[setting.dtype], config.width, _need(setting), config.dropout > 0
-    kinds = {"softmax": _softmax, "linear": _linear}
-    sums = kinds[config.attention](config, setting, rows.tokens, rows.tokens, rows.causal, window)
-    sums["norms of q and k"] = _norms_of_q_and_k(config, setting)
-    sums["inputs of the matrices"] = h * e * _copies(setting, "q", "k", "v")
+    e, h = ELEMENT[setting.dtype], config.width
+    first, cross, mlp, keys = learns.attention, learns.cross, learns.mlp, rows.tokens + learns.virtual
+    sums = dict.fromkeys(COMPONENTS, 0.0)
+    if first.inner:
+        kinds = {"softmax": _softmax, "linear": _linear}
+        causal = rows.causal and not learns.virtual
+        sums |= kinds[config.attention](config, setting, rows.tokens, keys, causal, window)
+        sums["norms of q and k"] = _norms_of_q_and_k(config, setting, first.norm)
+    sums["attention output"] = max(sums["attention output"], _of_output(config, setting, first))
+    sums["inputs of the matrices"] = h * e * _inputs(setting, first, "q", "k", "v")
     if rows.source:
-        for name, size in _softmax(config, setting, rows.tokens, rows.source, False, None, True).items():
-            sums[name] += size
-        later = _copies(setting, "k", "v") * rows.source / rows.tokens if setting.autocast else 0  # else: of all layers
-        sums["inputs of the matrices"] += h * e * (_copies(setting, "q") + later)
-    sums["inputs of the matrices"] += h * e * _copies(setting, *(["gate", "up"] if config.gated else ["up"]))
-    halves = 3 if rows.source else 2
+        crossing = dict.fromkeys(COMPONENTS, 0.0)
+        if cross.inner:
+            crossing |= _softmax(config, setting, rows.tokens, rows.source, False, None, True)
+        crossing["attention output"] = max(crossing["attention output"], _of_output(config, setting, cross))
+        sums |= {name: sums[name] + size for name, size in crossing.items()}
+        read = _inputs(setting, cross, "k", "v") * rows.source / rows.tokens if setting.autocast else 0  # else: of all
+        sums["inputs of the matrices"] += h * e * (_inputs(setting, cross, "q") + read)
+    sums["inputs of the matrices"] += h * e * _inputs(setting, mlp, *(["gate", "up"] if config.gated else ["up"]))
+    halves = [first, cross, mlp] if rows.source else [first, mlp]
     sums["norms"] = _norms(config, setting, halves)
-    sums["mlp"] = config.ff * e * _of_mlp(config, "down" in need)
-    sums["dropout masks"] = halves * h * (e if setting.device == "cpu" else 1) if drops else 0
-    used = [*linears(config), *(("q", "k", "v", "out") if rows.source else ())]
-    sums["adapters"] = e * setting.lora_rank * sum(name in setting.lora_targets for name in used)
+    sums["mlp"] = config.ff * e * _of_mlp(config, mlp)
+    alive = sum(half.after for half in halves)
+    sums["dropout masks"] = alive * h * (e if setting.device == "cpu" else 1) if config.dropout > 0 else 0
+    sums["adapters"] = of_adapters(config, setting, rows, learns)
     return sums
 
 
 def norm_bytes(
-    config: ModelConfig, setting: Setting, element: int, width: int = 0, rows: int = 1, kind: str = ""
+    config: ModelConfig,
+    setting: Setting,
+    element: int,
+    width: int = 0,
+    rows: int = 1,
+    kind: str = "",
+    trained: bool = True,
 ) -> float:
     """What a norm of `rows` rows a token, `width` wide together, keeps of an input whose numbers have `element` bytes.
 
     Its input (or, as large, the normalised input) and statistics of each row; on a CPU and in 16 bits, RMS norm is
-    plain operations on an fp32 copy, and keeps both; times 1 + weight it is in fp32 everywhere.
+    plain operations on an fp32 copy, and keeps it, and what its weight multiplies if that is trained; times
+    1 + weight it is in fp32 everywhere.
     """
     width = width or config.width
     if (kind or config.norm) == "layer":
         return (width + 2 * rows) * element
     plain = setting.device == "cpu" and element == 2
-    return width * (8 if plain else 4 if config.norm_plus_one else element) + 4 * rows
+    return width * ((8 if trained else 4) if plain else 4 if config.norm_plus_one else element) + 4 * rows
 
 
 def explicit(config: ModelConfig, setting: Setting, tokens: int) -> bool:
@@ -97,39 +120,70 @@ def stream_bytes(setting: Setting) -> int:
     return 4 if setting.autocast else ELEMENT[setting.dtype]
 
 
-def _need(setting: Setting) -> set[str]:
-    """The matrices that learn, and so keep their inputs."""
-    return set(setting.lora_targets if setting.lora_rank else TARGETS)
-
-
-def _copies(setting: Setting, *names: str) -> int:
+def _inputs(setting: Setting, half: Half, *names: str) -> int:
     """How often the input that these matrices share is kept."""
-    learning = len(_need(setting).intersection(names))
-    return learning if setting.autocast else min(1, learning)
+    own, low = len(half.own.intersection(names)), len(half.low.intersection(names))
+    if setting.autocast:
+        return own + low
+    return min(1, own) + low if setting.tuning.dropout else min(1, own + low)  # each drops others
 
 
-def _norms(config: ModelConfig, setting: Setting, halves: int) -> float:
+def _of_output(config: ModelConfig, setting: Setting, half: Half) -> float:
+    """Of what enters the last matrix of attention."""
+    return config.heads * config.head_dim * ELEMENT[setting.dtype] * ("out" in half.reading)
+
+
+def _norms(config: ModelConfig, setting: Setting, halves: list[Half]) -> float:
     """Of the halves of a layer: of the stream, of what is added to it, or of both."""
-    e, s = ELEMENT[setting.dtype], stream_bytes(setting)
-    own, added = norm_bytes(config, setting, s), norm_bytes(config, setting, e)
-    if config.parallel:  # both read the same
+    e, s, found = ELEMENT[setting.dtype], stream_bytes(setting), 0.0
+    for half in halves:
+        own, added = (norm_bytes(config, setting, size, trained=half.norm) for size in (s, e))
+        before, after = own * (half.before or half.norm), half.after or half.norm
+        at = {"pre": before, "post": own * after, "output": added * after, "sandwich": before + added * after}
+        found += at[config.norm_place]
+    if config.parallel and all(half.before for half in halves):  # both read the same
         same = config.norm == "layer" or setting.device != "cpu"
-        return 2 * own - (config.width * s if same else 0)
-    return halves * {"pre": own, "post": own, "output": added, "sandwich": own + added}[config.norm_place]
+        return found - (config.width * s if same else 0)
+    return found
 
 
-def _norms_of_q_and_k(config: ModelConfig, setting: Setting) -> float:
+def _norms_of_q_and_k(config: ModelConfig, setting: Setting, trained: bool) -> float:
     if not config.qk_norm:
         return 0
     e, d = ELEMENT[setting.dtype], config.head_dim
     sizes = ((heads * d, 1 if config.qk_norm_whole else heads) for heads in (config.heads, config.kv_heads))
-    return sum(norm_bytes(config, setting, e, width, rows, "rms") for width, rows in sizes)
+    return sum(norm_bytes(config, setting, e, width, rows, "rms", trained) for width, rows in sizes)
 
 
-def _of_mlp(config: ModelConfig, learning: bool) -> int:
+def _of_mlp(config: ModelConfig, half: Half) -> int:
     """How many times the MLP's inner width is kept; relu keeps its output, which what follows keeps as well."""
+    learning = bool(half.reading & {"down"}) or "down" in half.scaled
+    if not half.inner:
+        return int(learning)
     kept = (3 if config.gated else 1) + learning
     return kept - (config.activation == "relu" and (config.gated or learning))
+
+
+def of_adapters(config: ModelConfig, setting: Setting, rows: Rows, learns: Layer) -> float:
+    """Bytes a token of what adapters keep of their own: low products, outputs that are scaled, narrow features."""
+    e, tuning, found = ELEMENT[setting.dtype], setting.tuning, 0.0
+    for name, half in (("attention", learns.attention), ("cross", learns.cross), ("mlp", learns.mlp)):
+        if name == "cross" and not rows.source:
+            continue
+        for matrix in half.low | half.scaled:
+            outputs, inputs = linears(config)[matrix]
+            share = rows.source / rows.tokens if name == "cross" and matrix in ("k", "v") else 1
+            if matrix in half.scaled:
+                found += share * e * outputs * (matrix != "down")
+                continue
+            found += share * e * tuning.rank
+            if tuning.method == "dora":
+                found += share * e * outputs
+            if tuning.dropout:
+                found += share * inputs * (stream_bytes(setting) if inputs == config.width else e)
+        if half.narrow:
+            found += e * (config.width + 2 * tuning.bottleneck)
+    return found
 
 
 def _softmax(
@@ -153,7 +207,7 @@ def _softmax(
     found = {
         "queries": q * (4 if wide else e),
         "keys and values": 2 * ratio * (4 * q if wide else e * q if short else e * kv),
-        "attention output": q * e if "out" in _need(setting) or not short else 0,
+        "attention output": 0 if short else q * e,
         "attention statistics": 0 if short or wide else 4 * a,
         "attention weights": 0,
         "attention masks": 0 if short or wide else masks,
@@ -193,7 +247,7 @@ def _linear(
     return {
         "queries": e * a * d * (1 + full * (2 + turned)),
         "keys and values": e * kv * d * (1 + full * (4 + turned + 2 * both)),
-        "attention output": e * a * d if "out" in _need(setting) else 0,
+        "attention output": 0,
         "attention statistics": full * ((4 + e) * a + e * kv * d * (d + 1) * (1 + both) / chunk),
         "attention weights": e * a * chunk * full,
         "attention masks": e * chunk * full * inside,

@@ -11,7 +11,8 @@ from llmctl.spec.kept import rows_of
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.quantized import packing_of
 from llmctl.spec.setting import ELEMENT, Setting
-from llmctl.spec.sizes import adapter_parameters, crossed, layer_shapes, linears, outer_shapes, parameters
+from llmctl.spec.sizes import crossed, layer_shapes, linears, outer_shapes, parameters
+from llmctl.spec.trained import added_shapes, own_shapes, trained_parameters
 
 Solvable = Literal["batch", "sequence", "lora-rank"]
 LARGEST = 2**40  # where `solve` stops
@@ -76,7 +77,7 @@ def trainable_parameters(config: ModelConfig, setting: Setting = Setting()) -> i
     """How many numbers the setting trains: all, or its adapters; none in inference."""
     if setting.mode == "inference":
         return 0
-    return adapter_parameters(config, setting) if setting.lora_rank else parameters(config)
+    return trained_parameters(config, setting.tuning)
 
 
 def kv_cache(
@@ -117,10 +118,9 @@ def solve(config: ModelConfig, setting: Setting, budget: int, what: Solvable) ->
     Raises:
         UserError: even 1 does not fit (code SPACE).
     """
-    name = what.replace("-", "_")
 
     def tried(value: int) -> tuple[int, Setting, Memory]:
-        changed = replace(setting, **{name: value})
+        changed = setting.changed(what.replace("-", "_"), value)
         return value, changed, estimate(config, changed)
 
     best = tried(1)
@@ -150,10 +150,11 @@ def gib(count: float) -> str:
 
 
 def _remedy(setting: Setting) -> str:
+    adapts = setting.tuning.makes_adapter
     ways = [
         ("--recompute", setting.mode == "training" and not setting.recompute),
-        ("--lora-rank 16", setting.mode == "training" and not setting.lora_rank),
-        ("--quantize int4", setting.quantize == "none" and (setting.mode == "inference" or setting.lora_rank > 0)),
+        ("--lora-rank 16", setting.mode == "training" and not adapts),
+        ("--quantize int4", setting.matrices == setting.dtype and (setting.mode == "inference" or adapts)),
         ("a shorter --sequence", True),
     ]
     return ", ".join(way for way, open_ in ways if open_)
@@ -207,7 +208,10 @@ def _kept(config: ModelConfig, setting: Setting, stage: str, layers: range) -> d
 
 
 def _copies(setting: Setting, tensors: list["_Tensor"]) -> dict[str, int]:
-    """Bytes of weights held a second time: the 16-bit copies of autocast, the layers that ZeRO 3 has gathered."""
+    """Bytes of weights held a second time: the 16-bit copies of autocast, the layers that ZeRO 3 has gathered.
+
+    Of frozen matrices there are none for longer than a product.
+    """
     if setting.zero == 3 and setting.data_parallel > 1:
         sizes: dict[int, int] = {}
         for tensor in tensors:
@@ -215,43 +219,69 @@ def _copies(setting: Setting, tensors: list["_Tensor"]) -> dict[str, int]:
                 sizes[tensor.layer] = sizes.get(tensor.layer, 0) + prod(tensor.shape)
         one = max(sizes.values())
         return {"gathered layers": 2 * one * ELEMENT[setting.dtype]}  # the one at work and the next, fetched ahead
-    if setting.autocast:
-        count = sum(prod(tensor.shape) for tensor in tensors if tensor.kind not in ("vector", "embed", "head"))
-        return {"16-bit copies of the weights": 2 * count}
+    if setting.dtype != "fp32" and setting.precision == "autocast":
+        held = (tensor for tensor in tensors if tensor.trained and tensor.kind not in ("vector", "embed", "head"))
+        if count := sum(prod(tensor.shape) for tensor in held):
+            return {"16-bit copies of the weights": 2 * count}
     return {}
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A parameter as one tensor parallel device holds it; `kind` as in sizes.linears, or embed, head, dense, vector.
+    """A parameter as one tensor parallel device holds it.
 
-    Layers count on from the encoder's to the decoder's.
+    Attributes:
+        kind: as in sizes.linears, or embed, head, dense, vector.
+        layer: of the whole model, counted on from the encoder's to the decoder's; None: outside the layers.
+        shape: its own, or its part's.
+        trained: it is not frozen.
     """
 
     kind: str
     layer: int | None
     shape: tuple[int, ...]
+    trained: bool
 
 
 def _tensors(config: ModelConfig, setting: Setting, stage: str, layers: range) -> Iterator[_Tensor]:
     """Everything on a device; a tied head is a second copy where the pipeline puts it on another stage."""
     t, matrices, before = setting.tensor_parallel, linears(config), 0
+    own = own_shapes(config, setting.tuning) if setting.mode == "training" else {}
     for name, shape in outer_shapes(config).items():
         start = name.startswith(("embed.", "encoder_embed."))
         if stage in ("only", "first" if start else "last"):
             whole = name in ("embed.tokens.weight", "head.weight")
             kind = {"embed.tokens.weight": "embed", "head.weight": "head"}.get(name, "vector")
             kind = "dense" if name.startswith(_DENSE) and len(shape) == 2 else kind
-            yield _Tensor(kind, None, (ceil(shape[0] / t), *shape[1:]) if whole else shape)
+            yield _Tensor(kind, None, (ceil(shape[0] / t), *shape[1:]) if whole else shape, name in own)
     if config.tie and config.lm_head and stage == "last":
-        yield _Tensor("head", None, (ceil(config.vocab / t), config.width))
+        yield _Tensor("head", None, (ceil(config.vocab / t), config.width), "embed.tokens.weight" in own)
     for stack, count in config.stacks.items():
         for name, shape in layer_shapes(config, cross=crossed(config, stack)).items():
             short = name.split(".")[1] if name.split(".")[1] in matrices else ""
             local = _split(short, shape, t, config)
             for layer in layers if stack == config.last_stack else range(count):
-                yield _Tensor(short if len(shape) == 2 else "vector", before + layer, local)
+                trained = f"{stack}.layers.{layer}.{name}" in own
+                yield _Tensor(short if len(shape) == 2 else "vector", before + layer, local, trained)
+        yield from _added(config, setting, stack, layers if stack == config.last_stack else range(count), before)
         before += count
+    for name, shape in added_shapes(config, setting.tuning).items():
+        if ".layers." not in name and stage != ("last" if name.startswith("embed.") else "first"):
+            yield _Tensor("adapter", None, shape, setting.mode == "training")
+
+
+def _added(config: ModelConfig, setting: Setting, stack: str, layers: range, before: int) -> Iterator[_Tensor]:
+    """The adapters of some layers of a stack; those of low rank are split as their matrices are."""
+    for name, shape in added_shapes(config, setting.tuning).items():
+        parts = name.split(".")
+        if parts[0] == stack and parts[1] == "layers" and int(parts[2]) in layers:
+            short, side = parts[4], parts[-1]
+            if side in ("a", "b") and short in linears(config):
+                outputs, inputs = _split(short, linears(config)[short], setting.tensor_parallel, config)
+                shape = (shape[0], inputs) if side == "a" else (outputs, shape[1])
+            yield _Tensor(
+                "adapter" if len(shape) > 1 else "vector", before + int(parts[2]), shape, setting.mode == "training"
+            )
 
 
 def _split(name: str, shape: tuple[int, ...], t: int, config: ModelConfig) -> tuple[int, ...]:
@@ -265,25 +295,17 @@ def _split(name: str, shape: tuple[int, ...], t: int, config: ModelConfig) -> tu
 
 def _states(setting: Setting, tensors: list[_Tensor], config: ModelConfig) -> Memory:
     """Weights and all that is held for each trained one."""
-    rank, element = setting.lora_rank, ELEMENT[setting.dtype]
-    frozen = setting.mode == "inference" or rank > 0
+    weight, gradient, master, moment = _per_parameter(setting)
     sums = dict.fromkeys(("weights", "gradients", "optimizer", "master_weights"), 0)
     for tensor in tensors:
-        if frozen:
+        if not tensor.trained:
             sums["weights"] += _frozen(setting, tensor, config)
-        held = [] if frozen else [tensor.shape]
-        if rank and tensor.kind in setting.lora_targets:
-            held = [(rank, tensor.shape[1]), (tensor.shape[0], rank)]
-        for shape in held:
-            count = prod(shape)
-            if setting.mode == "inference":
-                sums["weights"] += count * element
-                continue
-            weight, gradient, master, moment = _per_parameter(setting)
-            sums["weights"] += count * weight
-            sums["gradients"] += count * gradient
-            sums["master_weights"] += count * master
-            sums["optimizer"] += _moments(setting.optimizer, shape, moment, tensor.kind in linears(config))
+            continue
+        count, hidden = prod(tensor.shape), tensor.kind in linears(config) or tensor.kind == "adapter"
+        sums["weights"] += count * weight
+        sums["gradients"] += count * gradient
+        sums["master_weights"] += count * master
+        sums["optimizer"] += _moments(setting.optimizer, tensor.shape, moment, hidden and tensor.layer is not None)
     stages = {"weights": 3, "gradients": 2, "optimizer": 1, "master_weights": 1}
     return Memory(
         **{
@@ -295,15 +317,15 @@ def _states(setting: Setting, tensors: list[_Tensor], config: ModelConfig) -> Me
 
 def _frozen(setting: Setting, tensor: _Tensor, config: ModelConfig) -> int:
     """Bytes of a weight that is not trained."""
-    if setting.quantize == "none":
-        return prod(tensor.shape) * ELEMENT[setting.dtype]
+    count, held = prod(tensor.shape), setting.matrices
+    inner = tensor.kind in linears(config)
+    if held in ELEMENT or (setting.mode == "inference" and tensor.kind == "adapter"):
+        return count * ELEMENT[held if inner and held in ELEMENT else setting.base]
     layers = sum(config.stacks.values())
-    packing = packing_of(setting.quantize, tensor.kind, tensor.layer or 0, layers, config.tie and config.lm_head)
-    if tensor.kind in ("vector", "dense"):
-        return prod(tensor.shape) * (4 if packing.everywhere else 2)
-    if tensor.kind in ("embed", "head") and not packing.everywhere:
-        return prod(tensor.shape) * 2
-    return packing.bytes(*tensor.shape)
+    packing = packing_of(held, tensor.kind, tensor.layer or 0, layers, config.tie and config.lm_head)
+    if not inner and not packing.everywhere:
+        return count * setting.beside
+    return packing.bytes(*tensor.shape) if tensor.kind not in ("vector", "dense") else count * 4
 
 
 def _per_parameter(setting: Setting) -> tuple[int, int, int, int]:

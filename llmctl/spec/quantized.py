@@ -18,7 +18,8 @@ class Packing:
         bits: of one weight's code.
         group: weights of a row that share a scale; 0: the whole row.
         scale_bits: of everything that a group carries: scale and zero point.
-        nested: groups that share one more 32-bit scale; 0: none.
+        nested: groups that share one more 32-bit scale, beside one of all groups; 0: none.
+        rows: a group ends with its row; else groups run through the whole matrix.
         everywhere: the embedding and the head are packed too, and vectors are held in 32 bits (GGUF); else
             they stay in 16 bits.
     """
@@ -27,12 +28,15 @@ class Packing:
     group: int
     scale_bits: float
     nested: int = 0
+    rows: bool = True
     everywhere: bool = False
 
     def bytes(self, rows: int, columns: int) -> int:
         """Bytes of a (rows, columns) matrix."""
+        if not self.rows:
+            rows, columns = 1, rows * columns
         groups = rows * (ceil(columns / self.group) if self.group else 1)
-        nested = 32 * ceil(groups / self.nested) if self.nested else 0
+        nested = 32 * (1 + ceil(groups / self.nested)) if self.nested else 0
         return ceil((rows * columns * self.bits + groups * self.scale_bits + nested) / 8)
 
 
@@ -47,8 +51,8 @@ PACKINGS: dict[str, Packing] = {
     "int3": Packing(3, 128, 16),
     "int2": Packing(2, 64, 16),
     "fp8": Packing(8, 0, 16),
-    "nf4": Packing(4, 64, 32),
-    "nf4-dq": Packing(4, 64, 8, nested=256),
+    "nf4": Packing(4, 64, 32, rows=False),
+    "nf4-dq": Packing(4, 64, 8, nested=256, rows=False),
     "mxfp4": Packing(4, 32, 8),
     "nvfp4": Packing(4, 16, 8),
     "q8_0": Packing(8.5, 0, 0, everywhere=True),

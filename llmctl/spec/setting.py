@@ -1,6 +1,6 @@
 """Setting: how a model is trained or run, as far as memory and operations depend on it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from llmctl.errors import Exit, UserError
@@ -113,7 +113,8 @@ class Setting:
         """What is trained."""
         if not self.lora_rank:
             return AdaptConfig(method="full")
-        return AdaptConfig(rank=self.lora_rank, targets=tuple(f"layers.*.{name}" for name in self.lora_targets))
+        targets = tuple(f"layers.*.{name}" for name in self.lora_targets) or ("nothing",)
+        return AdaptConfig(rank=self.lora_rank, targets=targets)
 
     @property
     def base(self) -> Dtype:
@@ -121,9 +122,14 @@ class Setting:
         return self.dtype
 
     @property
-    def matrices(self) -> Quantized:
-        """How the frozen matrices of the layers are held; none: in `base`."""
-        return self.quantize
+    def matrices(self) -> Quantized | Dtype:
+        """How the frozen matrices of the layers are held."""
+        return self.dtype if self.quantize == "none" else self.quantize
+
+    @property
+    def beside(self) -> int:
+        """Bytes of a number of a frozen tensor beside matrices that are held in few bits."""
+        return 2
 
     @property
     def autocast(self) -> bool:
@@ -135,6 +141,10 @@ class Setting:
     def devices(self) -> int:
         """Devices that work together."""
         return self.data_parallel * self.tensor_parallel * self.pipeline_parallel
+
+    def changed(self, name: str, value: int) -> "Setting":
+        """The same with another value of a field."""
+        return replace(self, **{name: value})
 
     def lengths(self, config: ModelConfig) -> dict[str, int]:
         """Tokens of a row, by stack: what an encoder beside a decoder reads may be longer or shorter."""
@@ -178,11 +188,11 @@ class Tuned(Setting):
 
     Attributes:
         adapt: what is trained.
-        stored: in which numbers the frozen tensors are stored.
+        stored: in which numbers the frozen tensors are stored; None: in those of the arithmetic.
     """
 
-    adapt: AdaptConfig = AdaptConfig()
-    stored: Dtype = "fp32"
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    stored: Dtype | None = None
 
     @property
     def tuning(self) -> AdaptConfig:
@@ -192,7 +202,7 @@ class Tuned(Setting):
     @property
     def base(self) -> Dtype:
         """As in `Setting`; arithmetic in fp32 takes numbers in fp32."""
-        return "fp32" if self.dtype == "fp32" else self.stored
+        return "fp32" if self.dtype == "fp32" else self.stored or self.dtype
 
     @property
     def matrices(self) -> Quantized | Dtype:
@@ -200,3 +210,14 @@ class Tuned(Setting):
         if self.adapt.nf4:
             return "nf4-dq" if self.adapt.double_quant else "nf4"
         return self.dtype if self.adapt.base_dtype == "auto" else self.adapt.base_dtype
+
+    @property
+    def beside(self) -> int:
+        """As in `Setting`."""
+        return ELEMENT[self.base]
+
+    def changed(self, name: str, value: int) -> "Tuned":
+        """The same with another value of a field; the rank is the adapter's."""
+        if name == "lora_rank":
+            return replace(self, adapt=replace(self.adapt, rank=value))
+        return replace(self, **{name: value})

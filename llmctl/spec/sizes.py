@@ -134,7 +134,7 @@ def parameters(config: ModelConfig) -> int:
 def matrix_parameters(config: ModelConfig) -> int:
     """Parameters that a token is multiplied by: all linear layers and the head, not the embedding's look-up."""
     matrices = linears(config)
-    layers = sum(count * prod(matrices[name]) for name, _, count in _uses(config))
+    layers = sum(count * prod(matrices[name]) for name, _, count in uses(config))
     return layers + config.lm_head * config.vocab * config.width
 
 
@@ -167,7 +167,7 @@ def forward_flops(
             attention += _attention_flops(config, stack, layer, lengths[stack], causal)
         if crossed(config, stack):
             attention += 4 * layers * config.heads * config.head_dim * lengths[stack] * lengths["encoder"]
-    row = 2 * _products(config, lengths, setting.share(config)) + attention
+    row = 2 * products(config, lengths, setting.share(config)) + attention
     return round(row / sum(lengths.values()))
 
 
@@ -180,30 +180,6 @@ def flops_per_token(
 ) -> int:
     """Floating-point operations of training, a token: forward once, backward twice as much (no recompute)."""
     return 3 * forward_flops(config, sequence, causal, source, scored)
-
-
-def spent_flops(config: ModelConfig, setting: Setting) -> int:
-    """Operations that a setting spends on a token: forward, backward, and what is computed again.
-
-    Frozen matrices need no gradient, only pass one on: 4 operations a parameter in place of 6; adapters have their 6.
-    """
-    lengths, share = setting.lengths(config), setting.share(config)
-    forward = forward_flops(config, lengths[config.last_stack], False, setting.source, share)
-    if setting.mode == "inference":
-        return forward
-    tokens, spent = sum(lengths.values()), 3 * forward
-    if setting.lora_rank:
-        sides = {name: sum(shape) for name, shape in linears(config).items() if name in setting.lora_targets}
-        met = sum(lengths[stack] * layers * sides.get(name, 0) for name, stack, layers in _uses(config))
-        spent += round((6 * setting.lora_rank * met - 2 * _products(config, lengths, share)) / tokens)
-    head = lengths[config.last_stack] * share * _head_products(config) / tokens
-    return spent + (forward - round(2 * head) if setting.recompute else 0)
-
-
-def adapter_parameters(config: ModelConfig, setting: Setting) -> int:
-    """Parameters of the LoRA adapters: r (in + out) a matrix. Source: Hu et al., arXiv:2106.09685, section 4.2."""
-    sides = {name: sum(shape) for name, shape in linears(config).items() if name in setting.lora_targets}
-    return setting.lora_rank * sum(layers * sides.get(name, 0) for name, _, layers in _uses(config))
 
 
 def six_n(config: ModelConfig) -> int:
@@ -229,7 +205,7 @@ def _norm(name: str, width: int, config: ModelConfig) -> dict[str, tuple[int, ..
     return found
 
 
-def _uses(config: ModelConfig) -> list[tuple[str, str, int]]:
+def uses(config: ModelConfig) -> list[tuple[str, str, int]]:
     """Every kind of matrix of the layers: its name, the stack whose tokens meet it, and how many layers have it.
 
     Keys and values of cross-attention are made of the encoder's tokens.
@@ -241,17 +217,17 @@ def _uses(config: ModelConfig) -> list[tuple[str, str, int]]:
     return found
 
 
-def _products(config: ModelConfig, lengths: dict[str, int], share: float) -> float:
+def products(config: ModelConfig, lengths: dict[str, int], share: float) -> float:
     """Multiplications of tokens with weights, in a row of so many tokens in each stack, `share` of them scored."""
     matrices, own = linears(config), lengths[config.last_stack]
-    row = sum(lengths[stack] * layers * prod(matrices[name]) for name, stack, layers in _uses(config))
-    row += own * share * _head_products(config)
+    row = sum(lengths[stack] * layers * prod(matrices[name]) for name, stack, layers in uses(config))
+    row += own * share * head_products(config)
     width, labelled = config.width, own if config.classifier == "token" else 1
     row += config.pooler * width * width + config.next_sentence * 2 * width
     return row + labelled * width * (len(config.labels) + (config.classifier_dense != "none") * width)
 
 
-def _head_products(config: ModelConfig) -> int:
+def head_products(config: ModelConfig) -> int:
     """Multiplications of one scored token in the head."""
     return config.lm_head * config.width * (config.vocab + config.head_transform * config.width)
 

@@ -6,7 +6,7 @@ from math import prod
 
 from llmctl.spec.adapt import AdaptConfig, Method
 from llmctl.spec.model import ModelConfig
-from llmctl.spec.sites import matches, sites
+from llmctl.spec.sites import adaptable, matches
 from llmctl.spec.sizes import parameters, shapes
 
 HEADS = ("head", "pooler", "next_sentence", "classifier")
@@ -90,7 +90,7 @@ def _low_rank(config: ModelConfig, adapt: AdaptConfig) -> Shapes:
     Matrices that are one in the family's own files share A.
     """
     met = targets(config, adapt, ATTENTION)
-    group = {name: site.ours for site in sites(config) for name in site.ours}
+    group = {name: site.ours for site in adaptable(config) for name in site.ours}
     found, begun = Shapes(), set()
     for name, (outputs, inputs) in met.items():
         outputs, inputs = (inputs, outputs) if is_table(name) else (outputs, inputs)

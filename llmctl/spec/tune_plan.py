@@ -9,7 +9,8 @@ from llmctl.spec.memory import Memory, estimate, gib
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.plan import MOST_TOKENS, SHARE, machine_memory
 from llmctl.spec.setting import Dtype, Tuned
-from llmctl.spec.sizes import parameters, spent_flops
+from llmctl.spec.sizes import parameters
+from llmctl.spec.spent import spent_flops
 from llmctl.spec.trained import total_parameters, trained_parameters
 from llmctl.spec.tune import TuneConfig
 

@@ -12,7 +12,8 @@ from llmctl.spec import activations
 from llmctl.spec.kept import Rows
 from llmctl.spec.memory import classic, estimate, kv_cache, solve, trainable_parameters
 from llmctl.spec.setting import Setting
-from llmctl.spec.sizes import flops_per_token, forward_flops, matrix_parameters, parameters, spent_flops
+from llmctl.spec.sizes import flops_per_token, forward_flops, matrix_parameters, parameters
+from llmctl.spec.spent import spent_flops
 from tests.spec.configs import GPT_3, RELEASED, bart, bert, gemma, llama, plain, t5
 
 LLAMA_3 = RELEASED["Llama-3 8B"][0]
