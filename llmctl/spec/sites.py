@@ -48,11 +48,19 @@ def sites(config: ModelConfig, family: Family | None = None) -> list[Site]:
 
 def adaptable(config: ModelConfig) -> list[Site]:
     """Every site of a model as it was read; a tied head too, which has no matrix of its own but can have an adapter."""
-    family = family_read(config)
-    found = sites(config, family)
-    if config.tie and config.lm_head:
-        found += [site for site in sites(replace(config, tie=False), family) if site.ours == ("head",)]
-    return found
+    found = sites(config, family_read(config))
+    return [*found, *_heads(config)] if config.tie and config.lm_head else found
+
+
+def head_names(config: ModelConfig) -> list[str]:
+    """What a published model calls the matrix of its head, whether it is tied or not, or there is none here."""
+    return [site.theirs for site in _heads(config)]
+
+
+def _heads(config: ModelConfig) -> list[Site]:
+    bare = {"classifier": "none", "classifier_dense": "none", "labels": ()}
+    untied = replace(config, tie=False, lm_head=True, logit_scale=1.0, **bare)  # T5's scaled heads are all tied
+    return [site for site in sites(untied, family_read(config)) if site.ours == ("head",)]
 
 
 def matches(name: str, pattern: str) -> bool:

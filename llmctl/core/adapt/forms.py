@@ -26,13 +26,14 @@ class Form(NamedTuple):
     Attributes:
         known: what its tensors are to a module, as `part_of` says it.
         parts: of a site and our layers there, given the heads of the model: tensors by the ends of their names.
-        said: keys of adapter_config.json that are its own, given adapters by the names of their sites.
+        said: keys of adapter_config.json that are its own, given adapters by the names of their sites, and the names
+            of all sites.
         attached: the adapters of our layers at a site, given its name in the file and its tensors; ValueError.
     """
 
     known: frozenset[str]
     parts: Callable[[Site, list[nn.Module], int], Parts]
-    said: Callable[[AdaptConfig, dict], dict[str, object]]
+    said: Callable[[AdaptConfig, dict, list[str]], dict[str, object]]
     attached: Callable[[Adapter, str, Site, list[nn.Module], Parts, int], list[nn.Module]]
 
 
@@ -97,13 +98,14 @@ def _lora_parts(site: Site, layers: list[nn.Module], heads: int) -> Parts:
     return found
 
 
-def _lora_said(config: AdaptConfig, adapters: dict[str, Lora]) -> dict[str, object]:
+def _lora_said(config: AdaptConfig, adapters: dict[str, Lora], every: list[str]) -> dict[str, object]:
     """r and alpha of most modules, patterns for the others."""
     ranks = {name: len(one.a) for name, one in adapters.items()}
     alphas = {name: _alpha(config, one) for name, one in adapters.items()}
     rank, alpha = (max(list(all_), key=list(all_).count) for all_ in (ranks.values(), alphas.values()))
     some = next(iter(adapters.values()))
     return {
+        "target_modules": ends(list(adapters), every),
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": config.dropout,
@@ -163,9 +165,12 @@ def _ia3_parts(site: Site, layers: list[nn.Module], heads: int) -> Parts:
     return {"ia3_l": join(_rule(site), factors, heads)[:, None]}
 
 
-def _ia3_said(config: AdaptConfig, adapters: dict[str, Scaling]) -> dict[str, object]:
+def _ia3_said(config: AdaptConfig, adapters: dict[str, Scaling], every: list[str]) -> dict[str, object]:
+    """PEFT wants the modules whose input is scaled among the targets, by the same ends of names."""
     entering = [name for name, one in adapters.items() if one.entering]
-    return {"feedforward_modules": ends(entering, list(adapters)), "init_ia3_weights": True}
+    feeds = ends(entering, every)
+    targets = {*feeds, *ends([name for name in adapters if name not in entering], every)}
+    return {"target_modules": sorted(targets), "feedforward_modules": feeds, "init_ia3_weights": True}
 
 
 def _ia3_attached(
@@ -187,8 +192,9 @@ def _bottleneck_parts(site: Site, layers: list[nn.Module], heads: int) -> Parts:
     return {f"bottleneck_{name}": tensor for name, tensor in layers[0].adapter.named_parameters()}
 
 
-def _bottleneck_said(config: AdaptConfig, adapters: dict[str, Bottleneck]) -> dict[str, object]:
-    return {"width": next(iter(adapters.values())).down.out_features, "dropout": config.dropout}
+def _bottleneck_said(config: AdaptConfig, adapters: dict[str, Bottleneck], every: list[str]) -> dict[str, object]:
+    width = next(iter(adapters.values())).down.out_features
+    return {"target_modules": ends(list(adapters), every), "width": width, "dropout": config.dropout}
 
 
 def _bottleneck_attached(
