@@ -25,6 +25,15 @@ def opening(config: ModelConfig) -> int:
     return config.opens
 
 
+def delayed(tokens: Tensor, config: ModelConfig) -> Tensor:
+    """What a decoder reads that says a text again: (B, T) to the same, one place later, after what it begins with.
+
+    Raises:
+        UserError: nothing says what it begins with.
+    """
+    return torch.cat([torch.full_like(tokens[:, :1], opening(config)), tokens[:, :-1]], dim=1)
+
+
 @dataclass(frozen=True)
 class Rules:
     """Constraints of generation_config.json, by the meaning that transformers gives them.

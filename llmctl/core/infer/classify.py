@@ -1,12 +1,14 @@
 """classify: probabilities of labels, of whole texts or of the words in them."""
 
+import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from llmctl.core.decode.rules import opening
+from llmctl.core.decode.rules import delayed
 from llmctl.core.infer.encode import Padded, Row, padded
 from llmctl.core.model.memory import EncoderInput
 from llmctl.core.model.transformer import Transformer
@@ -47,10 +49,8 @@ def _hidden(model: Transformer, batch: Padded) -> Tensor:
     """
     if model.config.kind != "encoder-decoder":
         return model(batch.tokens, segments=batch.segments, types=batch.types)
-    first = torch.full_like(batch.tokens[:, :1], opening(model.config))
-    shifted = torch.cat([first, batch.tokens[:, :-1]], dim=1)
     source = EncoderInput(batch.tokens, segments=batch.segments)
-    return model(shifted, segments=batch.segments, encoder=source)
+    return model(delayed(batch.tokens, model.config), segments=batch.segments, encoder=source)
 
 
 def labelled(scores: Tensor, config: ModelConfig, threshold: float) -> dict[str, Any]:
@@ -89,29 +89,34 @@ def entities(text: str, row: Row, scores: Tensor, labels: Sequence[str], words: 
     Args:
         scores: (T, L), of each token.
         labels: names of the L labels.
-        words: a word's tag is that of its first token; else each token has its own.
+        words: a word's tag is that of its first token; else each token has its own. Words are those of the tokenizer
+            where it marks tokens that go on with one (BERT's ##), else what spaces part.
 
     Source: the scheme of Ramshaw and Marcus, arXiv:cmp-lg/9505040, read as transformers reads it with
-    aggregation_strategy "first" or, without words, "simple".
+    aggregation_strategy "first" or, without words, "simple". It takes each byte of a character after a space for a
+    word of its own; here they are one.
     """
     made = []
-    for tag, parts in _runs(_parts(row, scores, labels, words)):
+    for tag, parts in _runs(_parts(text, row, scores, labels, words)):
         if tag == OUTSIDE:
             continue
         start, end = parts[0].start, parts[-1].end
         start += len(text[start:end]) - len(text[start:end].lstrip())  # some tokenizers count the space before a word
+        if start == end:  # spaces alone
+            continue
         score = sum(part.score for part in parts) / len(parts)
         made.append({"entity": tag, "text": text[start:end], "start": start, "end": end, "score": score})
     return made
 
 
-def _parts(row: Row, scores: Tensor, labels: Sequence[str], words: bool) -> list[Part]:
+def _parts(text: str, row: Row, scores: Tensor, labels: Sequence[str], words: bool) -> list[Part]:
     """The words of the (first) text, or its tokens, special ones left out."""
+    ends = [word.end() for word in re.finditer(r"\S+", text)] if words and row.spaced else None
     best, tags = scores.max(dim=-1)
     values, names = best.tolist(), [labels[tag] for tag in tags.tolist()]
     encoding, parts, before = row.encoding, [], None
     for place, (start, end) in enumerate(encoding.offsets):
-        word = encoding.word_ids[place]
+        word = encoding.word_ids[place] if ends is None else bisect_right(ends, start)
         if encoding.sequence_ids[place] != 0 or encoding.special_tokens_mask[place]:
             continue
         if words and word is not None and word == before:

@@ -23,10 +23,12 @@ class Row:
     Attributes:
         encoding: of the tokenizers library: ids, kinds, and of each token the characters and the word it stands for.
         cut: whether the end of the text was left out.
+        spaced: its tokenizer does not mark tokens that go on with a word, so that words are what spaces part.
     """
 
     encoding: tokenizers.Encoding
     cut: bool = False
+    spaced: bool = False
 
     @property
     def ids(self) -> list[int]:
@@ -92,7 +94,8 @@ class Encoder:
             raise UserError("the text holds half a surrogate pair, so it is not UTF-8.", hint) from error
         for one in found:
             check_known(one.ids, self.config)
-        return [Row(one, bool(one.overflowing)) for one in found]
+        spaced = not getattr(self.backend.model, "continuing_subword_prefix", None)
+        return [Row(one, bool(one.overflowing), spaced) for one in found]
 
     def row(self, text: str, pair: str | None = None) -> Row | str:
         """The row of one text, or pair of texts; or why there is none."""

@@ -8,19 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmctl.core.data.batch import IGNORE, Batch
+from llmctl.core.decode.rules import delayed
 from llmctl.core.model.memory import EncoderInput
 from llmctl.core.model.transformer import Transformer
 from llmctl.core.train.cross_entropy import linear_cross_entropy
+from llmctl.core.train.measures import Measure, text_figures, word_figures
 from llmctl.spec.noise import Objective
 
 SPARSE = 0.7  # share of places scored, below which they are gathered first
-
-
-class Measure(NamedTuple):
-    """A mean not yet divided: `total`, a scalar tensor, over `count`."""
-
-    total: Tensor
-    count: int
 
 
 class Loss(NamedTuple):
@@ -83,6 +78,58 @@ def masked_loss(model: Transformer, batch: Batch, cross_document: bool = False, 
         wrong = F.cross_entropy(pairs.float(), batch.pairs, ignore_index=IGNORE, reduction="sum")
         total = total + pair_weight * wrong
     return Loss(total, batch.scored, measures)
+
+
+def labels_loss(model: Transformer, batch: Batch) -> Loss:
+    """The loss of the labels of texts, a row each.
+
+    Of labels that exclude each other, cross-entropy; of others, binary cross-entropy, the mean over the labels; of
+    quantities, the squared error, the mean over those of a text. So the mean over texts is what transformers' classes
+    compute by their problem_type.
+
+    Args:
+        model: with a classifier of sequences. One with an encoder and a decoder reads the text with both.
+        batch: (B, T) rows on the model's device, with labels.
+
+    Returns:
+        Sums over texts. While evaluating also accuracy, F1 and Matthews' correlation, or Pearson's and the root mean
+        square error; see core/metrics/labels.
+    """
+    if batch.encoder is None and model.config.kind == "encoder-decoder":
+        source = EncoderInput(batch.tokens, batch.positions, batch.segments)
+        batch = batch._replace(tokens=delayed(batch.tokens, model.config), encoder=source)
+    scores = model.classify(_hidden(model, batch, False), batch.segments, batch.tokens).float()  # (B, L)
+    problem, count = model.config.problem, len(model.config.labels)
+    if problem == "multi_label":
+        wrong = F.binary_cross_entropy_with_logits(scores, batch.labels, reduction="sum") / count
+    elif (
+        problem == "regression" or count == 1
+    ):  # single_label of a single score is trained as a quantity, as in transformers
+        wrong = F.mse_loss(scores, batch.labels.view_as(scores), reduction="sum") / count
+    else:
+        wrong = F.cross_entropy(scores, batch.labels, reduction="sum")
+    return Loss(wrong, batch.scored, {} if torch.is_grad_enabled() else text_figures(scores, batch.labels, problem))
+
+
+def tags_loss(model: Transformer, batch: Batch) -> Loss:
+    """The loss of the tags of words, each asked of the first token of its word.
+
+    Args:
+        model: with a classifier of tokens.
+        batch: (B, T) rows on the model's device; targets are the tags, IGNORE where none is asked for.
+
+    Returns:
+        Sums over words. While evaluating also the accuracy of words, and where tags mark spans the precision, recall
+        and F1 of spans.
+    """
+    hidden = _hidden(model, batch, False)
+    asked = batch.targets != IGNORE
+    scores, targets = model.classify(hidden[asked]).float(), batch.targets[asked]  # (N, L), (N,)
+    wrong = F.cross_entropy(scores, targets, reduction="sum")
+    if torch.is_grad_enabled():
+        return Loss(wrong, batch.scored, {})
+    places = batch.segments + torch.arange(len(batch.targets), device=asked.device)[:, None] * (asked.shape[1] + 1)
+    return Loss(wrong, batch.scored, word_figures(scores, targets, places[asked], model.config.labels))
 
 
 OBJECTIVES: dict[Objective, Callable[..., Loss]] = {

@@ -16,6 +16,7 @@ from llmctl.core.checkpoint.state import load_state, save_state
 from llmctl.core.data.batch import Batch
 from llmctl.core.device import Place
 from llmctl.core.train.loop import Objective, Step, evaluate, train
+from llmctl.core.train.measures import Measure
 from llmctl.spec.train import Learning
 
 STATE = ".state"  # below the run's directory; a dot, so it is gone from the finished one
@@ -78,6 +79,7 @@ class Run:
         batches: micro-batches of a step.
         heldout: makes the batches to evaluate on, or None.
         bytes_per_token: of the held-out text, for bits per byte; None where they would mean nothing.
+        seed: of what is dropped in training.
         labelled: what is scored is no token, so a perplexity would mean nothing.
         probes: further data to measure at each evaluation, by the name of their figures.
         eval_every: steps between evaluations; there is one before the first step and one after the last, too.
@@ -103,6 +105,7 @@ class Run:
     write: Callable[[Path], None]
     flops_per_token: float = 0.0
     sinks: list[Callable[[dict[str, Any]], None]] = field(default_factory=list)
+    seed: int = 0
     labelled: bool = False
     probes: dict[str, Probe] = field(default_factory=dict)
 
@@ -138,7 +141,15 @@ class Run:
         if self._due():
             yield self._evaluate()
         for step in train(
-            self.model, self.batches, self.objective, self.config, self.optimizers, self.place, self.steps, self.done
+            self.model,
+            self.batches,
+            self.objective,
+            self.config,
+            self.optimizers,
+            self.place,
+            self.steps,
+            self.done,
+            self.seed,
         ):
             self._note(step)
             yield step
@@ -201,12 +212,11 @@ class Run:
 
     def _measured(self, data: str, probe: Probe) -> dict[str, float]:
         """The figures of some data, by its name and theirs: its mean loss first."""
-        sums: dict[str, list[float]] = {}
+        sums = {"loss": Measure(torch.zeros(()), 0)}
         for loss in evaluate(self.model, probe.batches(), probe.objective, self.place):
-            for name, (total, count) in {"loss": (loss.total, loss.count), **loss.measures}.items():
-                both = sums.setdefault(name, [0.0, 0.0])
-                both[0], both[1] = both[0] + float(total), both[1] + count
-        means = {name: total / max(1.0, count) for name, (total, count) in sums.items()}
+            for name, one in {"loss": Measure(loss.total, loss.count), **loss.measures}.items():
+                sums[name] = sums[name].plus(one) if name in sums else one
+        means = {known: value for name, one in sums.items() for known, value in one.figures(name).items()}
         more = {"perplexity": math.exp(min(means["loss"], 700.0))} if probe.tokens else {}
         return {f"{data}_{name}": value for name, value in {"loss": means.pop("loss"), **more, **means}.items()}
 
