@@ -48,7 +48,7 @@ CHOICES = [
     ("llmctl.core.model.layers.ACTIVATIONS", "llmctl.spec.model.Activation"),
     ("llmctl.core.model.norms.NORMS", "llmctl.spec.model.Norm"),
     ("llmctl.core.model.layers.PLACES", "llmctl.spec.model.NormPlace"),
-    ("llmctl.core.model.transformer.DENSE", "llmctl.spec.model.ClassifierDense"),
+    ("llmctl.core.model.heads.DENSE", "llmctl.spec.model.ClassifierDense"),
     ("llmctl.core.model.layers.ATTENTIONS", "llmctl.spec.model.AttentionKind"),
     ("llmctl.core.model.cache.CACHES", "llmctl.spec.model.AttentionKind"),
     ("llmctl.core.model.position._SCALED", "llmctl.spec.model.RopeKind"),

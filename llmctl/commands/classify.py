@@ -45,9 +45,10 @@ def classify(
     path = model_path(model)
     from llmctl import records
     from llmctl.spec.families import read_config
+    from llmctl.spec.peft import within
 
     records.check_source(texts)
-    config = read_config(path)
+    config = within(path, read_config(path))
     suited("classify", config, path)
     if level not in (None, config.classifier):
         hint = f"Leave --level out, or name a model with a classifier of {level}s."

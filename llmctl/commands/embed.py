@@ -52,11 +52,12 @@ def embed(
     path = model_path(model)
     from llmctl import records
     from llmctl.spec.families import read_config
+    from llmctl.spec.peft import within
     from llmctl.spec.sentence import read_sentence
 
     records.check_source(texts)
     said = read_sentence(path)
-    config = read_config(said.transformer)
+    config = within(said.transformer, read_config(said.transformer))
     suited("embed", config, path)
     limit = _limit(max_tokens, said, config)
     pooling = pooling or said.pooling or ("last" if config.kind == "decoder" else "mean")

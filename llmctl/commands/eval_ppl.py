@@ -49,8 +49,9 @@ def eval_ppl(
     reading = Reading(field=field, format=format, documents=documents, errors=errors, limit=limit)
     path = model_path(model)
     from llmctl.spec.families import read_config
+    from llmctl.spec.peft import within
 
-    config = read_config(path)
+    config = within(path, read_config(path))
     suited("eval-ppl", config, path)
     window = min(config.context, WIDEST) if window is None else window
     stride = max(1, window // 2) if stride is None else stride

@@ -29,9 +29,10 @@ def fill_mask(
     path = model_path(model)
     from llmctl import records
     from llmctl.spec.families import read_config
+    from llmctl.spec.peft import within
 
     records.check_source(texts)
-    config = read_config(path)
+    config = within(path, read_config(path))
     suited("fill-mask", config, path)
 
     from llmctl.console import Console

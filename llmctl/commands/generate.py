@@ -66,8 +66,9 @@ def generate(
         raise UserError(f"{file} does not exist.", "Check the path; a prompt itself is given with -p.")
     path = model_path(model)
     from llmctl.spec.families import read_config, read_config_json
+    from llmctl.spec.peft import within
 
-    config = read_config(path)
+    config = within(path, read_config(path))
     suited("generate", config, path)
 
     from llmctl.console import Console

@@ -1,12 +1,13 @@
 """Adapter: an adapter_config.json, PEFT's or ours: every key honoured, known to mean nothing here, or refused."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.files import read_json
+from llmctl.spec.model import ModelConfig
 from llmctl.spec.peft_keys import ALL_LINEAR, COMMON, KEYS
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -175,6 +176,18 @@ def base_of(path: Path | str, base: Path | None = None) -> Path:
         "Name where that checkpoint lies: --base MODEL.",
         Exit.MISMATCH,
     )
+
+
+def within(path: Path | str, config: ModelConfig) -> ModelConfig:
+    """The shape of a model for the texts that it reads: the virtual tokens of an adapter take places in its context.
+
+    Args:
+        path: of the checkpoint or the adapter.
+        config: of the model.
+    """
+    if not is_adapter(path) or (adapter := read_adapter(path)).kind not in ("PROMPT_TUNING", "PREFIX_TUNING"):
+        return config
+    return replace(config, context=max(1, config.context - adapter.virtual_tokens))
 
 
 def weights_of(path: Path | str) -> Path:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from llmctl.core.adapt.additive import Bottleneck, Scaling
 from llmctl.core.adapt.lora import Lora, norms
 from llmctl.core.adapt.soft import attach_soft, has_soft
+from llmctl.core.model.heads import Head, TiedHead
 from llmctl.core.model.layers import Embedding, Linear
-from llmctl.core.model.transformer import Head, TiedHead, Transformer
+from llmctl.core.model.transformer import Transformer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.adapt import AdaptConfig, Method
 from llmctl.spec.sites import adaptable, matches

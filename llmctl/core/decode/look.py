@@ -39,6 +39,11 @@ class Labelled:
         tokens = [tokenizer.token(id) or f"<{id}>" for id in ids]
         return cls(list(ids), tokens, [stream.push(id) or token for id, token in zip(ids, tokens, strict=True)])
 
+    def after(self, virtual: int) -> "Labelled":
+        """These behind so many virtual tokens, which have the id -1."""
+        names = [f"<virtual {number}>" for number in range(1, virtual + 1)]
+        return Labelled([-1] * virtual + self.ids, names + self.tokens, names + self.texts)
+
 
 @dataclass(frozen=True)
 class Look:
@@ -127,7 +132,8 @@ def look(
         else:
             model(first, prefix=torch.ones_like(first, dtype=torch.bool) if config.prefix_lm else None)
     parts = (torch.stack([view[i][0] for view in views]).cpu() for i in (1, 2, 3))
-    queries = text if target is None or side == "encoder" else target
-    return Look(
-        side, cross, [view.layer for view in views], sorted(set(heads)), queries, text if cross else queries, *parts
-    )
+    own = text if target is None or side == "encoder" else target
+    prompt = model.virtual_tokens(side) - (prefix := getattr(model, side).virtual)
+    queries = own.after(prompt)
+    keys = text.after(model.virtual_tokens("encoder")) if cross else own.after(prefix + prompt)
+    return Look(side, cross, [view.layer for view in views], sorted(set(heads)), queries, keys, *parts)

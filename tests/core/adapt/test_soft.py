@@ -9,6 +9,7 @@ from llmctl.core.adapt.inject import adapt
 from llmctl.core.adapt.soft import Gated, attach_soft, read, set_prefix
 from llmctl.core.compress.frozen import freeze
 from llmctl.core.decode.generate import generate
+from llmctl.core.decode.look import Labelled, look
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.sample import stream_key
 from llmctl.core.model.cache import cache_for
@@ -18,6 +19,8 @@ from llmctl.core.model.transformer import Transformer
 from llmctl.core.model.virtual import Prompt
 from llmctl.errors import UserError
 from llmctl.spec.adapt import AdaptConfig
+from llmctl.spec.files import write_json
+from llmctl.spec.peft import within
 from llmctl.spec.sample import Sampling
 from llmctl.spec.trained import added_shapes
 from tests.core.variants import DECODERS, ENCODER_DECODERS, ENCODERS, VARIANTS
@@ -278,7 +281,7 @@ def test_matrices_may_be_held_in_another_type_when_a_prefix_begins(name, dtype):
     adapt(model, config, seed=2)
     wanted = soft(name, "prefix").last_stack.layers["0"].attention.prefix
     found = model.last_stack.layers["0"].attention.prefix
-    far = float((found - wanted).norm() / wanted.norm())
+    far = float(((found - wanted).norm() / wanted.norm()).detach())
     assert (
         far < {"fp32": 1e-6, "bf16": 0.02, "nf4": 0.3}[dtype]
     )  # by the mantissas of 8 bits, and by 16 values a weight
@@ -288,3 +291,30 @@ def test_a_second_adapter_is_refused():
     for method in ("prompt", "prefix", "llama-adapter"):
         with pytest.raises(UserError, match="adapter already"):
             adapt(soft("llama", method), AdaptConfig("lora"), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "queries", "keys"),
+    [("llama", "prompt", 3, 3), ("llama", "prefix", 0, 3), ("bert", "prompt", 3, 3), ("t5", "prefix", 0, 3),
+     ("t5", "prompt", 0, 0), ("llama", "llama-adapter", 0, 0)],
+)  # fmt: skip
+def test_a_look_at_attention_names_virtual_tokens(name, method, queries, keys):
+    model = soft(name, method)
+    text = Labelled([5, 6, 7, 8], list("abcd"), list("abcd"))
+    both = model.config.kind == "encoder-decoder"
+    side = "encoder" if name == "bert" else "decoder"
+    found = look(model, text, text if both else None, side, False, [0], [1])
+    assert found.weights.shape == (1, 1, len(found.queries.ids), len(found.keys.ids)) == (1, 1, 4 + queries, 4 + keys)
+    assert found.keys.texts == ["<virtual 1>", "<virtual 2>", "<virtual 3>"][:keys] + list("abcd")
+    if both:
+        crossed = look(model, text, text, side, True, [0], [1])
+        assert crossed.weights.shape[3] == len(crossed.keys.ids) == 4 + (3 if method == "prompt" else 0)
+
+
+def test_the_virtual_tokens_of_an_adapter_take_places_in_the_context(tmp_path):
+    config = VARIANTS["gpt2"]
+    assert within(tmp_path, config) == config
+    prompt = {"num_virtual_tokens": 5}
+    for kind, more, kept in (("PROMPT_TUNING", prompt, 27), ("PREFIX_TUNING", prompt, 27), ("IA3", {}, 32)):
+        write_json(tmp_path / "adapter_config.json", {"peft_type": kind, **more})
+        assert within(tmp_path, config).context == kept
