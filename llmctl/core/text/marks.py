@@ -52,7 +52,8 @@ class Pieces(NamedTuple):
         inside = np.zeros(len(self.ids), bool)
         empty = self.starts == self.stops
         for start, stop in spans:
-            inside |= (self.starts < stop) & np.where(empty, self.starts >= start, self.stops > start)
+            first, last = np.maximum(self.starts, start), np.minimum(self.stops, stop)
+            inside |= np.where(empty, (self.starts >= start) & (self.starts < stop), first < last)
         return inside
 
 
@@ -66,6 +67,7 @@ class Marks:
 
     def __init__(self, tokenizer: Tokenizer):
         parts = orjson.loads(tokenizer.backend.to_str())
+        added = {one["content"] for one in parts["added_tokens"]}
         special = _special(tokenizer, parts)
         self.names: tuple[str, ...] = tuple(one["content"] for one in special)
         self.ids: dict[str, int] = {one["content"]: one["id"] for one in special}
@@ -74,7 +76,7 @@ class Marks:
         longest = sorted(self.names, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
         self._any = re.compile(f"{TYPED}(?P<typed>.)|[{OPEN}{CLOSE}]|{self._special.pattern}", re.DOTALL)
-        self.backend, self._ids = _reader(tokenizer, parts, self._number)
+        self.backend, self._ids = _reader(tokenizer, parts, self._number, added)
 
     def hidden(self, value: object) -> object:
         """The same with typed special tokens hidden, in strings however deep in lists and dicts."""
@@ -164,21 +166,23 @@ def _ended(text: str, start: int, stop: int) -> tuple[int, int]:
     return start, stop + 2 if text.startswith(MEANT, stop) else stop
 
 
-def _reader(tokenizer: Tokenizer, parts: dict, number: dict[str, str]) -> tuple[tokenizers.Tokenizer, np.ndarray]:
+def _reader(
+    tokenizer: Tokenizer, parts: dict, number: dict[str, str], added: set[str]
+) -> tuple[tokenizers.Tokenizer, np.ndarray]:
     """A copy of the tokenizer that knows special tokens by their marks alone; and the ids of its ids.
 
-    They are renamed in the model's vocabulary too, for one of sentencepiece's kind finds pieces anywhere in a word.
-    Offsets are left as wide as the tokens: what trims them is a part of the post-processor, which is left out.
+    They are renamed in the model's vocabulary too, for one of sentencepiece's kind finds pieces anywhere in a word;
+    but not those that are plain pieces or single letters, which texts could not be spelled without. Offsets are left
+    as wide as the tokens: what trims them is a part of the post-processor, which is left out.
     """
     named = {name: MEANT + letter for name, letter in number.items()}
     model = parts["model"]
-    unknown = model.get("unk_token")
+    kept = {name for name in named if len(name) == 1 or name not in added} | {model.get("unk_token")}
+    renamed = {name: mark for name, mark in named.items() if name not in kept}
     if isinstance(model["vocab"], dict):
-        model["vocab"] = {
-            token if token == unknown else named.get(token, token): i for token, i in model["vocab"].items()
-        }
+        model["vocab"] = {renamed.get(token, token): id for token, id in model["vocab"].items()}
     else:
-        model["vocab"] = [[named.get(token, token), score] for token, score in model["vocab"]]
+        model["vocab"] = [[renamed.get(token, token), score] for token, score in model["vocab"]]
     normalizer = tokenizer.backend.normalizer
     ids = {}
     for one in parts["added_tokens"]:
