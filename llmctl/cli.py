@@ -22,6 +22,7 @@ from llmctl.commands.detokenize import detokenize
 from llmctl.commands.embed import embed
 from llmctl.commands.eval_ppl import eval_ppl
 from llmctl.commands.fill_mask import fill_mask
+from llmctl.commands.finetune import finetune
 from llmctl.commands.generate import generate
 from llmctl.commands.inspect import inspect
 from llmctl.commands.lora_merge import lora_merge
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tokenize": tokenize,
     "detokenize": detokenize,
     "pretrain": pretrain,
+    "finetune": finetune,
     "lora-merge": lora_merge,
     "merge": merge,
     "prompt": prompt,

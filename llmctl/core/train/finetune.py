@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -13,20 +12,18 @@ from llmctl.core.adapt.inject import adapt
 from llmctl.core.adapt.stored import save_adapter
 from llmctl.core.checkpoint.directory import Checkpoint, save_checkpoint, write_config
 from llmctl.core.compress.frozen import freeze
-from llmctl.core.data.batch import Batch, Build, Source, TrainingOrder
-from llmctl.core.data.examples import Examples
-from llmctl.core.data.mixture import Mixture
+from llmctl.core.data.batch import Batch, Build, TrainingOrder
 from llmctl.core.data.old import Replay, probe, rows_of
 from llmctl.core.data.packing import ExampleOrder, in_order
 from llmctl.core.device import DTYPES, Place
 from llmctl.core.model.transformer import Transformer
 from llmctl.core.train.answers import answers_loss
+from llmctl.core.train.lessons import Lessons
 from llmctl.core.train.loop import Objective
 from llmctl.core.train.objectives import labels_loss, tags_loss, tokens_loss
 from llmctl.core.train.optim import optimizers
 from llmctl.core.train.run import Probe, Run
 from llmctl.core.train.wrap import compile_layers, recompute
-from llmctl.errors import Exit, UserError
 from llmctl.spec.adapt import AdaptConfig
 from llmctl.spec.files import write_json
 from llmctl.spec.model import ModelConfig
@@ -43,28 +40,6 @@ OBJECTIVES: dict[Task, Objective] = {
     "classify": labels_loss,
     "tag": tags_loss,
 }
-
-
-class Lessons(NamedTuple):
-    """What there is to learn and to measure.
-
-    Attributes:
-        task: of the examples.
-        mixture: to learn from.
-        heldout: to evaluate on; may be empty.
-        retained: further sets to measure, by name.
-        old: text of the old kind to measure, by name.
-        replayed: text of the old kind to learn from among the examples, and its share of all tokens; or None.
-        packed: rows hold several examples.
-    """
-
-    task: Task
-    mixture: Mixture
-    heldout: Examples
-    retained: dict[str, Examples]
-    old: dict[str, Source]
-    replayed: tuple[Source, float] | None
-    packed: bool
 
 
 def prepare(
@@ -98,8 +73,7 @@ def prepare(
         seed: of fresh weights and of the order of the data.
 
     Raises:
-        UserError: a pattern that is nothing's name; soft prompts, and rows of several examples; old text for a model
-            without a head that scores tokens.
+        UserError: a pattern that is nothing's name; a tokenizer without what hides old text from an encoder.
     """
     checkpoint = Checkpoint.open(start)
     model, method, stored = _model(checkpoint, config, method, place, seed)
@@ -131,7 +105,7 @@ def prepare(
     probes = {name: Probe(partial(measured, examples), objective, words) for name, examples in lessons.retained.items()}
     block, build = min(config.context, OLD_ROW), None
     if lessons.old or lessons.replayed:
-        build = _rows_of_old(config, checkpoint, seed)
+        build = rows_of(config, checkpoint.tokenizer(), seed)
         for name, source in lessons.old.items():
             rows = probe(source, build, block, plan.micro_tokens, watch.eval_tokens)
             probes[name] = Probe(rows, tokens_loss, True)
@@ -150,6 +124,7 @@ def prepare(
         save_every=watch.save_every,
         write=write,
         flops_per_token=plan.flops_per_token,
+        seed=seed,
         labelled=not words,
         probes=probes,
     )
@@ -169,17 +144,6 @@ def _model(
         if method.train or method.method != "full":
             method = replace(method, train=(*method.train, *fresh))
     return model, method, stored
-
-
-def _rows_of_old(config: ModelConfig, checkpoint: Checkpoint, seed: int) -> Build:
-    """What makes rows of old text; a model without a head that scores tokens has no use for them."""
-    if not config.lm_head:
-        raise UserError(
-            "--retain and --mix-pretrain ask for tokens, but a model that labels has no head that scores them.",
-            "Measure it on labelled data of another kind: --retain-task FILE",
-            Exit.USAGE,
-        )
-    return rows_of(config, checkpoint.tokenizer(), seed)
 
 
 def _replay(lessons: Lessons, plan: TunePlan, build: Build | None, block: int, seed: int) -> Replay | None:

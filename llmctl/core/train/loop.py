@@ -49,6 +49,7 @@ def train(
     place: Place,
     steps: int,
     done: int = 0,
+    seed: int = 0,
 ) -> Iterator[Step]:
     """Take optimizer steps done+1 .. steps, and yield after each.
 
@@ -64,6 +65,8 @@ def train(
         place: device and precision.
         steps: the last step, which the schedule ends with.
         done: steps taken before.
+        seed: of what is dropped: torch's generators are seeded with it and the number of each step, so that a run
+            that was broken off drops what it would have dropped.
 
     Raises:
         UserError: the loss is no longer a finite number.
@@ -74,6 +77,7 @@ def train(
         start = time.perf_counter()
         micro, scored = upcoming, sum(batch.scored for batch in upcoming)
         lr = set_rate(optimizers, config.rate(number, steps))
+        torch.manual_seed((seed << 32) + number)
         total = torch.zeros((), device=place.device)
         for batch in micro:
             total += _backward(model, batch.to(place.device), objective, place, scored)

@@ -90,6 +90,7 @@ def prepare(
         save_every=watch.save_every,
         write=lambda to: save_checkpoint(to, model, shape, tokenizer_from=tokens.path, generation=generation),
         flops_per_token=plan.flops_per_token,
+        seed=seed,
     )
 
 
