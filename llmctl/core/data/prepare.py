@@ -10,7 +10,7 @@ from llmctl.core.data.examples import Example, Examples, asked
 from llmctl.core.data.labelled import Labeller
 from llmctl.core.data.sets import Record
 from llmctl.core.data.written import Layout, Written
-from llmctl.core.decode.prompt import check_known
+from llmctl.core.decode.prompt import check_known, start_id
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.model import ModelConfig
@@ -59,7 +59,7 @@ def encode_examples(
         made = _labelled(records, tokenizer, config, sets, limit)
     else:
         layout = layout or Layout(tokenizer, sets, task, seed)
-        made = _texts(records, layout, limit)
+        made = _texts(records, layout, config, limit)
     tally = _Tally(task, limit, sets.truncate)
     notes: list[str] = []
     kept = [one for one in map(tally.counted, made) if one is not None]
@@ -167,7 +167,7 @@ def _labelled(
             yield _Made(*made)
 
 
-def _texts(records: Iterable[Record], layout: Layout, limit: int | None) -> Iterator[_Made]:
+def _texts(records: Iterable[Record], layout: Layout, config: ModelConfig, limit: int | None) -> Iterator[_Made]:
     one = _pair if layout.task == "seq2seq" else _text
     if layout.tokenizer.eos is None:
         raise UserError(
@@ -182,12 +182,12 @@ def _texts(records: Iterable[Record], layout: Layout, limit: int | None) -> Iter
                 written.append(layout(record.fields))
             except UserError as error:
                 raise UserError(f"{record.source}: {error.problem}", error.hint, error.code) from error
-        yield from one(written, layout, limit)
+        yield from one(written, layout, config, limit)
 
 
-def _text(written: list[Written], layout: Layout, limit: int | None) -> Iterator[_Made]:
-    """What a decoder reads."""
-    tokenizer, cut = layout.tokenizer, layout.sets.truncate
+def _text(written: list[Written], layout: Layout, config: ModelConfig, limit: int | None) -> Iterator[_Made]:
+    """What a decoder reads; an example without a prompt follows what generation begins with, so that it is learnt."""
+    tokenizer, cut, first = layout.tokenizer, layout.sets.truncate, start_id(layout.tokenizer, config)
     marked = [layout.marks.marked(one.text) for one in written]
     for one, text, pieces in zip(written, marked, layout.marks.encode([one.text for one in marked]), strict=True):
         ids, scored = pieces.ids, pieces.within(text.spans)
@@ -198,35 +198,34 @@ def _text(written: list[Written], layout: Layout, limit: int | None) -> Iterator
         ended = layout.marks.end(text) is not None if one.chat else bool(len(ids)) and ids[-1] == tokenizer.eos
         if not ended:
             ids, scored = np.append(ids, tokenizer.eos), np.append(scored, True)
+        if scored[0] and first is not None:
+            ids, scored = np.insert(ids, 0, first), np.insert(scored, 0, False)
         length = len(ids)
         if limit is not None and length > limit and cut == "right":
             ids, scored = ids[:limit], scored[:limit]
         elif limit is not None and length > limit and cut == "left":
-            first = 1 if ids[0] == tokenizer.bos else 0
-            tail = slice(length - limit + first, None)
-            ids, scored = np.append(ids[:first], ids[tail]), np.append(scored[:first], scored[tail])
+            kept = 1 if ids[0] == tokenizer.bos else 0
+            tail = slice(length - limit + kept, None)
+            ids, scored = np.append(ids[:kept], ids[tail]), np.append(scored[:kept], scored[tail])
         yield _Made(Example(ids.astype(np.int32), scored), length)
 
 
-def _pair(written: list[Written], layout: Layout, limit: int | None) -> Iterator[_Made]:
+def _pair(written: list[Written], layout: Layout, config: ModelConfig, limit: int | None) -> Iterator[_Made]:
     """What an encoder reads, framed as the tokenizer frames a text, and what the decoder says, as in pre-training."""
     tokenizer, cut = layout.tokenizer, layout.sets.truncate
     before, after = (np.array(part, np.int32) for part in tokenizer.frame)
-    after = after if len(after) else np.array([tokenizer.eos], np.int32)
-    opens = before[:0] if np.array_equal(before, after) else before  # an answer does not begin with what ends it
-    for one in _both(written, layout):
-        source, answer = one
-        length = max(len(before) + len(source) + len(after), len(opens) + len(answer) + len(after))
-        room, left = (
-            (None, None) if limit is None else (limit - len(before) - len(after), limit - len(opens) - len(after))
-        )
-        if room is not None and cut in ("left", "right") and len(source) > room:
-            source = source[:room] if cut == "right" else source[len(source) - room :]
-        source = np.concatenate((before, source, after))
-        said = np.concatenate((opens, answer, after))
-        if left is not None and cut in ("left", "right") and len(answer) > left:
-            said = said[:limit]  # it goes on, so it does not end
-        yield _Made(Example(said, np.ones(len(said), bool), source), length)
+    ends = after if len(after) else np.array([tokenizer.eos], np.int32)
+    opens = before[:0] if np.array_equal(before, ends) else before  # an answer does not begin with what ends it
+    for source, answer in _both(written, layout):
+        read = len(before) + len(source) + len(after)
+        length = max(read, len(opens) + len(answer) + len(ends))
+        if limit is not None and cut in ("left", "right"):
+            over = max(0, read - limit)
+            source = source[over:] if cut == "left" else source[: len(source) - over]
+        said = np.concatenate((opens, answer, ends))
+        if cut in ("left", "right"):
+            said = said[:limit]  # what is cut goes on, so it does not end
+        yield _Made(Example(said, np.ones(len(said), bool), np.concatenate((before, source, after))), length)
 
 
 def _both(written: list[Written], layout: Layout) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -59,7 +59,20 @@ def both_ends() -> Tokenizer:
 
 
 ROBERTA = {"bos": "<s>", "eos": "</s>", "pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
-KINDS = {"byte level": byte_level, "metaspace": metaspace, "changing": changing, "both ends": both_ends}
+
+
+def of_bytes() -> Tokenizer:
+    """A token for each byte."""
+    return train_tokenizer([], "byte")
+
+
+KINDS = {
+    "bytes": of_bytes,
+    "byte level": byte_level,
+    "metaspace": metaspace,
+    "changing": changing,
+    "both ends": both_ends,
+}
 
 
 @lru_cache
