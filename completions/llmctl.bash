@@ -68,6 +68,18 @@ _llmctl() {
         "pretrain --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
         "pretrain --from"|"pretrain --config") _llmctl_files -f; return ;;
         "pretrain --objective") _llmctl_words "clm mlm mlm+nsp span denoise prefix fim"; return ;;
+        "finetune -o"|"finetune --out") _llmctl_files -d; return ;;
+        "finetune --method") _llmctl_words "full bitfit last-n lora rslora dora qlora ia3 adapter prefix prompt llama-adapter"; return ;;
+        "finetune --rank"|"finetune --alpha"|"finetune --dropout"|"finetune --targets"|"finetune --train"|"finetune --last"|"finetune --lora-plus"|"finetune --virtual-tokens"|"finetune --prompt-text"|"finetune --bottleneck"|"finetune --lr"|"finetune --min-lr"|"finetune --muon-lr"|"finetune --warmup"|"finetune --decay"|"finetune --beta1"|"finetune --beta2"|"finetune --adam-eps"|"finetune --weight-decay"|"finetune --clip"|"finetune --steps"|"finetune --epochs"|"finetune --batch-size"|"finetune --micro-tokens"|"finetune --template"|"finetune --map"|"finetune --chat-template"|"finetune --system"|"finetune --limit"|"finetune --split"|"finetune --eval"|"finetune --max-length"|"finetune --retain"|"finetune --retain-task"|"finetune --mix-pretrain"|"finetune --eval-every"|"finetune --eval-tokens"|"finetune --save-every"|"finetune --device"|"finetune --threads"|"finetune --seed") :; return ;;
+        "finetune --base-dtype") _llmctl_words "auto fp32 bf16 nf4"; return ;;
+        "finetune --optimizer") _llmctl_words "adamw muon"; return ;;
+        "finetune --schedule") _llmctl_words "cosine wsd linear constant"; return ;;
+        "finetune --train-on") _llmctl_words "completion last all"; return ;;
+        "finetune --truncate") _llmctl_words "error left right drop"; return ;;
+        "finetune --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "finetune --task") _llmctl_words "lm seq2seq classify tag"; return ;;
+        "finetune --problem") _llmctl_words "single_label multi_label regression"; return ;;
+        "finetune --config") _llmctl_files -f; return ;;
         "lora-merge -o"|"lora-merge --out") _llmctl_files -d; return ;;
         "lora-merge --base"|"lora-merge --config") _llmctl_files -f; return ;;
         "lora-merge --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
@@ -142,6 +154,7 @@ _llmctl() {
         "tokenize") words="--algorithm --vocab-size --special --min-frequency --normalize --words --roles --held-out --shard-tokens --field --format --documents --errors --limit --json --no-json -q --quiet --no-quiet --color --no-color -o --out --tokenizer -p --prompt --force --no-force --dry-run --no-dry-run --threads --config -h --help" ;;
         "detokenize") words="--json --no-json -q --quiet --no-quiet --color --no-color --tokenizer --field --split --special --no-special --limit --config -h --help" ;;
         "pretrain") words="-o --out --force --no-force --dry-run --no-dry-run --preset --family --kind --layers --encoder-layers --width --heads --kv-heads --head-dim --ff --context --window --position --attention --head --optimizer --lr --min-lr --muon-lr --schedule --warmup --decay --beta1 --beta2 --adam-eps --weight-decay --clip --recompute --no-recompute --compile --no-compile --steps --epochs --tokens --batch-tokens --block --micro-batch --cross-document --no-cross-document --mask-rate --whole-word --no-whole-word --random-share --keep-share --noise-density --mean-span --denoise-rate --text-infilling --no-text-infilling --sentence-permutation --no-sentence-permutation --token-masking --no-token-masking --token-deletion --no-token-deletion --document-rotation --no-document-rotation --fim-rate --spm-rate --eval-every --eval-tokens --save-every --tensorboard --no-tensorboard --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --from --objective --seed --config -h --help" ;;
+        "finetune") words="-o --out --force --no-force --dry-run --no-dry-run --method --rank --alpha --dropout --targets --train --last --lora-plus --virtual-tokens --prompt-text --bottleneck --base-dtype --double-quant --no-double-quant --optimizer --lr --min-lr --muon-lr --schedule --warmup --decay --beta1 --beta2 --adam-eps --weight-decay --clip --recompute --no-recompute --compile --no-compile --steps --epochs --batch-size --micro-tokens --template --map --chat-template --system --train-on --limit --split --eval --max-length --truncate --pack --no-pack --retain --retain-task --mix-pretrain --eval-every --eval-tokens --save-every --tensorboard --no-tensorboard --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --task --problem --seed --config -h --help" ;;
         "lora-merge") words="-o --out --force --no-force --dry-run --no-dry-run --json --no-json -q --quiet --no-quiet --color --no-color --base --dtype --check --no-check --threads --config -h --help" ;;
         "merge") words="-o --out --force --no-force --dry-run --no-dry-run --method --weights --density --t --scale --normalize --no-normalize --seed --json --no-json -q --quiet --no-quiet --color --no-color --base --dtype --threads --config -h --help" ;;
         "prompt") words="--shots --choose --order --instruction --separator --rationale --think --no-think --therefore --seed --json --no-json -q --quiet --no-quiet --color --no-color --template --map --model --max-tokens --fit --no-fit --config -h --help" ;;
@@ -162,12 +175,13 @@ _llmctl() {
         return
     fi
     case "$command" in
-        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain lora-merge merge prompt generate fill-mask embed classify eval-ppl memcalc inspect attention verify plot completion" ;;
+        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain finetune lora-merge merge prompt generate fill-mask embed classify eval-ppl memcalc inspect attention verify plot completion" ;;
         "corpus") _llmctl_words "docs source summaries" ;;
         "train-tokenizer") _llmctl_files -f ;;
         "tokenize") _llmctl_files -f ;;
         "detokenize") _llmctl_files -f ;;
         "pretrain") _llmctl_files -f ;;
+        "finetune") _llmctl_files -f ;;
         "lora-merge") _llmctl_files -f ;;
         "merge") _llmctl_files -f ;;
         "prompt") _llmctl_files -f ;;

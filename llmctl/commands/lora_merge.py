@@ -38,7 +38,9 @@ def lora_merge(
     check: Annotated[
         bool, "Compare the logits of base and adapter with those of the merged model; needs memory for both."
     ] = False,
-    threads: Annotated[int, "CPU threads; 0: one for each core."] = 0,
+    threads: Annotated[
+        int, "CPU threads; 0: one for each core. Memory and disk are the limit: more than one seldom helps."
+    ] = 1,
 ) -> None:
     """Merge adapters into their base: a checkpoint that needs no adapter.
 
@@ -84,23 +86,19 @@ def lora_merge(
         return
     if not output.up_to_date:
         with output as partial:
-            import torch
-
             from llmctl.core.adapt.merge import merge
             from llmctl.core.checkpoint.carry import carry
+            from llmctl.core.checkpoint.stream import threaded
 
-            if threads:
-                torch.set_num_threads(threads)
-            with console.progress(plan.bytes, "bytes", "merge") as progress:
+            with threaded(threads), console.progress(plan.bytes, "bytes", "merge") as progress:
                 seen = merge(plan, partial, progress.update)
             carry(partial, plan.json, [*(one.path for one in given), place])
             output.device, output.metrics = "cpu", plan.facts() | asdict(seen)
             _say(output.metrics, console)
             if check:
-                from llmctl.core.adapt.compare import compare
-
-                output.metrics["check"] = compare(plan, partial)
-                _judge(output.metrics["check"], written.out, console)
+                output.metrics["check"] = _compared(plan, partial, console)
+    elif check:
+        output.metrics["check"] = _compared(plan, written.out, console)
     console.made(written.out, output.metrics, output.seconds, output.up_to_date)
 
 
@@ -144,18 +142,23 @@ def _say(metrics: dict[str, Any], console: Any) -> None:
     )
 
 
-def _judge(check: dict[str, float], out: Path, console: Any) -> None:
-    """Says how the logits compare.
+def _compared(plan: MergePlan, merged: Path, console: Any) -> dict[str, float]:
+    """How the scores of base and adapter compare with those of the merged model.
 
     Raises:
         UserError: they differ by more than rounding explains.
     """
-    told = (
-        f"logits differ by {check['max_difference']:.3g} at most, {check['mean_difference']:.3g} on average, of "
-        f"{check['largest_logit']:.3g}; rounding explains {check['allowed']:.3g}"
+    from llmctl.core.adapt.compare import compare
+
+    found = compare(plan, merged)
+    told = "; ".join(
+        f"{name} difference {found[f'{name}_difference']:.3g}, where rounding explains {found[f'{name}_allowed']:.3g}"
+        for name in ("max", "mean")
     )
-    if check["max_difference"] > check["allowed"]:
+    if any(found[f"{name}_difference"] > found[f"{name}_allowed"] for name in ("max", "mean")):
         raise UserError(
-            f"--check: {told}; {out} was not made.", "Report this: base and adapter are not what was merged."
+            f"--check: the merged model is not base and adapter. Logits: {told}.",
+            "Check that the files were not changed meanwhile; else report this.",
         )
-    console.say(f"check: {told}.")
+    console.say(f"check: logits up to {found['largest_logit']:.3g}; {told}.")
+    return found

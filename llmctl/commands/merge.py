@@ -26,7 +26,9 @@ def merge(
         Path | None, typer.Option(help="Checkpoint that the models were trained from; linear and slerp need none.")
     ] = None,
     dtype: Annotated[Stored, "Type of the merged weights; auto: each as the first model has it."] = "auto",
-    threads: Annotated[int, "CPU threads; 0: one for each core."] = 0,
+    threads: Annotated[
+        int, "CPU threads; 0: one for each core. Memory and disk are the limit: more than one seldom helps."
+    ] = 1,
 ) -> None:
     """Merge checkpoints that were trained from the same one, without training.
 
@@ -51,14 +53,11 @@ def merge(
         return
     if not output.up_to_date:
         with output as partial:
-            import torch
-
             from llmctl.core.adapt.combine import combine
             from llmctl.core.checkpoint.carry import carry
+            from llmctl.core.checkpoint.stream import threaded
 
-            if threads:
-                torch.set_num_threads(threads)
-            with console.progress(plan.bytes, "bytes", "merge") as progress:
+            with threaded(threads), console.progress(plan.bytes, "bytes", "merge") as progress:
                 combine(plan, partial, progress.update)
             carry(partial, plan.json, plan.places)
             output.device, output.metrics = "cpu", plan.facts()

@@ -1,4 +1,4 @@
-"""lora-merge and merge against PEFT: the same weights, in checkpoints that transformers opens as the adapter's model."""
+"""lora-merge and merge against PEFT: the same weights, in checkpoints that transformers opens as PEFT's model."""
 
 import json
 
@@ -102,7 +102,10 @@ def test_factors_are_merged_into_rows_or_columns(name, tmp_path):
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
     tokens = torch.randint(4, 99, (2, 11), generator=torch.Generator().manual_seed(1))
-    more = {"decoder_input_ids": tokens[:, :5]} if model.config.is_encoder_decoder else {}
+    labels = "SequenceClassification" in type(model).__name__
+    if labels:
+        tokens[:, -1] = model.config.eos_token_id or 0  # T5's stands for the text
+    more = {"decoder_input_ids": tokens[:, :5]} if model.config.is_encoder_decoder and not labels else {}
     with torch.no_grad():
         return model(tokens, attention_mask=torch.ones_like(tokens), **more).logits
 

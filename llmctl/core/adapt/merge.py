@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import prod
+from math import inf, isfinite, prod
 from pathlib import Path
 
 import torch
@@ -11,12 +11,12 @@ from torch import Tensor
 from llmctl.core.checkpoint.directory import SHARD_BYTES
 from llmctl.core.checkpoint.stream import Stream
 from llmctl.core.checkpoint.write import DTYPES, Item, write_shards
-from llmctl.errors import Exit, UserError
+from llmctl.errors import UserError
 from llmctl.spec.edits import Edit, EditKind, Made
 from llmctl.spec.merge_plan import MergePlan
 from llmctl.spec.peft import weights_of
 
-BLOCK = 1 << 21  # elements that are summed at once, in float32
+BLOCK = 1 << 18  # elements that are summed at once: few enough to stay in a cache
 Parts = dict[str, Tensor]
 
 
@@ -27,7 +27,7 @@ class Merged:
     Attributes:
         elements: of them.
         zeros_before: of these in the base.
-        zeros_after: of these in the merged model.
+        zeros_after: of these in the merged model, in rows that had any.
         largest: the largest absolute change of a weight.
     """
 
@@ -35,6 +35,23 @@ class Merged:
     zeros_before: int = 0
     zeros_after: int = 0
     largest: float = 0.0
+
+    def note(self, made: Made, before: Tensor, summed: Tensor, after: Tensor) -> None:
+        """Takes in some rows of a tensor: of the base, merged, and as they are stored.
+
+        Raises:
+            UserError: they are not finite, though the base's are.
+        """
+        change = float(torch.dist(summed, before, p=inf)) if before.numel() else 0.0
+        fits = isfinite(change) and (made.dtype != "F16" or after.isfinite().all())
+        if not fits and before.isfinite().all():
+            hint = "Use --dtype bf16 or fp32, whose range is larger; or the adapter is broken."
+            raise UserError(f"{made.name} does not stay finite as {made.dtype}.", hint)
+        zeros = before.numel() - int(before.count_nonzero())
+        self.elements += before.numel()
+        self.zeros_before += zeros
+        self.zeros_after += zeros and after.numel() - int(after.count_nonzero())
+        self.largest = max(self.largest, change)
 
 
 @torch.no_grad()
@@ -103,17 +120,8 @@ def _merged(
         if made.scale != 1:
             summed = summed * made.scale
         after[rows] = summed
-        if not after[rows].isfinite().all() and block.isfinite().all():
-            raise UserError(
-                f"{made.name} does not stay finite as {made.dtype}.",
-                "Use --dtype bf16 or fp32; or the adapter is broken.",
-                Exit.FAILURE,
-            )
         if edits:
-            seen.elements += block.numel()
-            seen.zeros_before += block.numel() - int(block.count_nonzero())
-            seen.zeros_after += block.numel() - int(after[rows].count_nonzero())
-            seen.largest = max(seen.largest, float((summed - block).abs().max()) if block.numel() else 0.0)
+            seen.note(made, block, summed, after[rows])
     return result
 
 
