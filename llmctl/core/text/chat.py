@@ -132,7 +132,9 @@ class Chat:
         try:
             return compiled(self.source, f"the chat template ({self.name})").render(names)
         except jinja2.TemplateError as error:
-            raise UserError(f"the chat template ({self.name}) refuses the conversation: {error}.", HINT) from error
+            raise UserError(
+                f"the chat template ({self.name}) refuses the conversation: {str(error).rstrip('.')}.", HINT
+            ) from error
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise UserError(f"the chat template ({self.name}) fails at the conversation: {error}.", HINT) from error
 

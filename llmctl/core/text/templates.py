@@ -62,10 +62,11 @@ class Template:
         return {name: _worded(name, value, self.labels) for name, value in found.items() if value is not None}
 
     def chosen(self, values: Record) -> str:
-        """The phrasing of a record: a pure function of the seed and of what it says."""
+        """The phrasing of a record: a pure function of the seed and of what is given in it, whether answered or not."""
         if len(self.phrasings) == 1:
             return self.phrasings[0]
-        return self.phrasings[hashed(values, self.seed) % len(self.phrasings)]
+        given = {name: value for name, value in values.items() if name in self.given}
+        return self.phrasings[hashed(given, self.seed) % len(self.phrasings)]
 
     def filled(self, phrasing: str, values: Record, record: Record, more: Record | None = None) -> Prompted:
         """A phrasing with values in it.
@@ -91,6 +92,11 @@ class Template:
     def fields(self) -> tuple[str, ...]:
         """Names of the values that any phrasing speaks of, sorted."""
         return tuple(sorted(set().union(*map(meta_names, self.phrasings))))
+
+    @cached_property
+    def given(self) -> frozenset[str]:
+        """Names of the values that any prompt speaks of."""
+        return frozenset().union(*(meta_names(_halves(phrasing)[0]) for phrasing in self.phrasings))
 
     def _rendered(self, half: str, names: Record) -> str | None:
         """The text; None where a name in it has no value."""
