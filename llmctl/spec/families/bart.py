@@ -162,5 +162,5 @@ FAMILY = Family(
     ignored=(r"(encoder|decoder)\.version",),
     aliases=dict.fromkeys(_TABLES, "model.shared.weight"),
     settled=("head_bias",),
-    classifiers=lambda config: {"sequence": {**_SEQUENCE, "classifier_dropout": _HEAD_DROPOUT[1]}},
+    classifiers=lambda config: {"sequence": {**_SEQUENCE, "head_bias": False, "classifier_dropout": _HEAD_DROPOUT[1]}},
 )

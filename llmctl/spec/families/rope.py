@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 
+from llmctl.errors import Exit, UserError
 from llmctl.spec.families.fields import Fields
 from llmctl.spec.model import ModelConfig, RopeScaling
 
@@ -208,7 +209,11 @@ def _refuse_unknown(inner: Fields, given: dict, known: tuple[str, ...]) -> None:
 
 
 def rope_json(config: ModelConfig, spelling: Spelling = _LLAMA) -> dict:
-    """rope_theta, rope_parameters, and rope_scaling (null when plain): old readers and new ones see the same."""
+    """rope_theta, rope_parameters, and rope_scaling (null when plain): old readers and new ones see the same.
+
+    Raises:
+        UserError: a scaling that the family's readers do not know.
+    """
     partly = {"partial_rotary_factor": _share_of(config)} if spelling.share_keys else {}
     outer = {spelling.theta_key: config.rope_theta, "rope_theta": config.rope_theta, **partly}
     outer |= dict.fromkeys(spelling.share_keys, _share_of(config))
@@ -216,6 +221,8 @@ def rope_json(config: ModelConfig, spelling: Spelling = _LLAMA) -> dict:
     scaling = config.rope_scaling
     if scaling is None:
         return {**outer, "rope_parameters": {"rope_type": "default", **inner}, "rope_scaling": None}
+    if scaling.kind not in spelling.kinds:
+        raise UserError(f"No config.json of this model_type says rope scaling {scaling.kind}.", code=Exit.MISMATCH)
     nested = _scaling_json(config, scaling)
     parameters = {"rope_type": scaling.kind, **inner, **nested}
     if spelling.original is not None:  # Their first readers accept type and the two lists and nothing else
