@@ -141,7 +141,7 @@ def attend(
     """
     if softcap is not None:
         return attend_naively(q, k, v, mask, scale, dropout, softcap).out
-    shared, explicit = q.shape[1] // k.shape[1], not dropout and explicit_is_faster(q, k)
+    shared, explicit = q.shape[1] // k.shape[1], explicit_is_faster(q, k)
     if shared > 1 and q.shape[2] == 1:
         return _attend_in_groups(q, k, v, mask, scale, dropout)
     masked = mask.seen is not None or mask.bias is not None
@@ -149,7 +149,7 @@ def attend(
         k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
     if explicit:
         added = mask.summed(q.shape[2], k.shape[2], v.dtype, v.device)
-        return attend_explicitly(q.to(v.dtype), k.to(v.dtype), v, added, mask.bias, scale, mask.causal)
+        return attend_explicitly(q.to(v.dtype), k.to(v.dtype), v, added, mask.bias, scale, mask.causal, dropout)
     grouped, seen = q.shape[1] != k.shape[1], mask.fused(q, k)
     causal = mask.causal and seen is None
     return F.scaled_dot_product_attention(q, k, v, seen, dropout, causal, scale=scale, enable_gqa=grouped)

@@ -386,7 +386,7 @@ class Stack(nn.Module):
             buckets = relative_buckets(tokens, keys, self.config, self.causal, x.device)  # (T, S)
             bias = self.relative(buckets).permute(2, 0, 1)[None].to(dtype).contiguous()  # (1, H, T, S)
             masks = {window: mask._replace(bias=bias) for window, mask in masks.items()}
-        kept = kind == "cpu" and keys <= LONGEST and not self.config.dropout and self.config.attention_softcap is None
+        kept = kind == "cpu" and keys <= LONGEST and self.config.attention_softcap is None
         if kept and torch.is_grad_enabled():  # one sum for all layers, where attention is explicit
             size = (tokens, keys, dtype, x.device)
             masks = {window: mask._replace(added=mask.summed(*size)) for window, mask in masks.items()}
