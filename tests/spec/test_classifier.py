@@ -76,10 +76,11 @@ def test_labels_must_be_there_and_differ(labels):
         with_classifier(VARIANTS["llama"], "classify", labels)
 
 
+SIZES = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 DROPS = [
     ({"model_type": "distilbert", "dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 8}, "DistilBert", (0.2, 0.1)),
-    ({"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}, "Bert", (0.1, 0.1)),
-    ({"model_type": "gpt_neox", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}, "GPTNeoX", (0, 0.1)),
+    ({"model_type": "bert", "hidden_size": 32}, "Bert", (0.1, 0.1)),
+    ({"model_type": "gpt_neox", "hidden_size": 32}, "GPTNeoX", (0, 0.1)),
     ({"model_type": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 2}, "Bloom", (0.0, 0.0)),
     ({"model_type": "t5", "d_model": 32, "num_layers": 1, "num_heads": 2, "d_ff": 8}, "T5", (0.0, 0.0)),
 ]  # fmt: skip
@@ -88,7 +89,7 @@ DROPS = [
 @pytest.mark.parametrize(("json", "prefix", "wanted"), DROPS, ids=[prefix for _, prefix, _ in DROPS])
 def test_what_is_dropped_before_a_head_is_what_its_class_drops_where_the_file_says_nothing(json, prefix, wanted):
     for level, share in zip(("Sequence", "Token"), wanted, strict=True):
-        said = {**json, "vocab_size": 9, "intermediate_size": 8, "architectures": [f"{prefix}For{level}Classification"]}
+        said = {**json, "vocab_size": 9, **SIZES, "architectures": [f"{prefix}For{level}Classification"]}
         config = config_of(said)
         found = 0.0 if config.classifier_bare else config.classifier_dropout
         assert (config.dropout if found is None else found) == share
