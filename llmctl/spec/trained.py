@@ -54,7 +54,8 @@ def added_shapes(config: ModelConfig, adapt: AdaptConfig) -> Shapes:
 def targets(config: ModelConfig, adapt: AdaptConfig, usual: tuple[str, ...]) -> Shapes:
     """What adapters stand beside, matrices (out, in) and tables (rows, width), by their modules' names.
 
-    A matrix that is trained as it is has none; a tied head can have one though it has no matrix of its own.
+    A matrix that is trained as it is has none, nor has what is one matrix with it in the published model; a tied head
+    can have one though it has no matrix of its own.
 
     Args:
         usual: patterns in place of absent `--targets`.
@@ -64,6 +65,7 @@ def targets(config: ModelConfig, adapt: AdaptConfig, usual: tuple[str, ...]) -> 
         found["head"] = found["embed.tokens"]
     own, wanted = own_shapes(config, adapt), adapt.patterns or usual
     whole = {name.removesuffix(".weight") for name in own}
+    whole |= {name for site in adaptable(config) if not whole.isdisjoint(site.ours) for name in site.ours}
     if config.tie and "embed.tokens" in whole:
         whole.add("head")
     return {

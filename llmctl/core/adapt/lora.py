@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class Lora(nn.Module):
@@ -42,14 +43,21 @@ class Lora(nn.Module):
 
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
         """What the layer makes of x, (..., in) to (..., out); of a table, (...) ids to (..., width)."""
+        if self._summed(layer, x):
+            y = _Beside.apply(x, layer.bias, self.a, self.b, self.scale, layer)
+            if self.magnitude is not None:
+                y = _rescaled(y, self._factor(layer), layer.bias)
+            return y if self.bias is None else torch.add(y, self.bias, alpha=self.scale)
         y = layer.plain(x)
         if isinstance(layer, nn.Embedding):
             low = F.embedding(x, self.a.t())  # (..., r)
         else:
             low = F.linear(self._dropped(_as(x, self.a)), self.a)  # (..., r)
-        if self.magnitude is not None:
-            return self._rescaled(layer, y, low)
-        return _added(_as(y, low), low, self.b, self.scale, self.bias).to(y.dtype)
+        if self.magnitude is None:
+            return _added(_as(y, low), low, self.b, self.scale, self.bias).to(y.dtype)
+        factor = self._factor(layer)
+        scaled = _rescaled(y, factor, getattr(layer, "bias", None))
+        return _added(_as(scaled, low), low, factor[:, None] * self.b, self.scale, self.bias).to(y.dtype)
 
     def product(self) -> Tensor:
         """scale B A, (out, in) float32."""
@@ -60,15 +68,27 @@ class Lora(nn.Module):
         dense = _matrix(layer).float()
         found = torch.addmm(dense, self.b, self.a, alpha=self.scale)
         if self.magnitude is not None:
-            found = found * (self.magnitude / norms(layer, self.a, self.b, self.scale))[:, None]
+            found = found * self._factor(layer)[:, None]
         return found.t() if isinstance(layer, nn.Embedding) else found
 
-    def _rescaled(self, layer: nn.Module, y: Tensor, low: Tensor) -> Tensor:
-        """DoRA's output: all but the bias of y, and the low product, times magnitude over length."""
-        factor = self.magnitude / norms(layer, self.a, self.b, self.scale)  # (out,)
-        bias = getattr(layer, "bias", None)
-        scaled = y * factor if bias is None else torch.addcmul((1 - factor) * bias, y, factor)
-        return _added(_as(scaled, low), low, factor[:, None] * self.b, self.scale, None).to(y.dtype)
+    def _factor(self, layer: nn.Module) -> Tensor:
+        """DoRA's magnitude over length, (out,)."""
+        return self.magnitude / norms(layer, self.a, self.b, self.scale)
+
+    def _summed(self, layer: nn.Module, x: Tensor) -> bool:
+        """Whether the sum W + scale B A is made, rather than two products: in training, where many rows meet it.
+
+        Only in float32: rounded to bfloat16, W would swallow most of what is added.
+        """
+        if not torch.is_grad_enabled() or isinstance(layer, nn.Embedding) or (self.training and self.dropout):
+            return False
+        if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
+            return False
+        held = getattr(layer, "weight", None)  # in 4 bits there is none
+        if held is None or held.dtype != torch.float32 or held.requires_grad:
+            return False
+        outputs, inputs = held.shape
+        return x.numel() // inputs * (inputs + outputs) >= inputs * outputs
 
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
@@ -78,6 +98,35 @@ class Lora(nn.Module):
 def norms(layer: nn.Module, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """The length of each row of W + scale B A: (out,) float32, a constant."""
     return torch.linalg.vector_norm(torch.addmm(_matrix(layer).float(), b, a, alpha=scale), dim=1)
+
+
+class _Beside(torch.autograd.Function):
+    """x (W + scale B A)' + bias, W frozen: the matrix that is as large as W has no gradient, A and B have theirs."""
+
+    @staticmethod
+    def forward(ctx, x, bias, a, b, scale, layer):
+        ctx.save_for_backward(x, a, b)
+        ctx.scale, ctx.layer = scale, layer
+        return F.linear(x, torch.addmm(layer.dense().float(), b, a, alpha=scale), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, a, b = ctx.saved_tensors
+        of_x = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = gradient @ torch.addmm(ctx.layer.dense().float(), b, a, alpha=ctx.scale)
+        gradient, x = gradient.flatten(0, -2), x.flatten(0, -2)  # (N, out), (N, in)
+        if ctx.needs_input_grad[1]:
+            of_bias = gradient.sum(0)
+        of_a = (gradient @ b * ctx.scale).t() @ x
+        of_b = gradient.t() @ (x @ a.t() * ctx.scale)
+        return of_x, of_bias, of_a, of_b, None, None
+
+
+def _rescaled(y: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
+    """All but the bias of y, (..., out), times the factor, (out,)."""
+    return y * factor if bias is None else torch.addcmul((1 - factor) * bias, y, factor)
 
 
 def _matrix(layer: nn.Module) -> Tensor:
