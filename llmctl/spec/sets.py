@@ -13,7 +13,8 @@ Task = Literal["lm", "seq2seq", "classify", "tag"]
 Truncate = Literal["error", "left", "right", "drop"]
 TrainOn = Literal["completion", "last", "all"]
 
-TEXTS = ("prompt", "completion", "messages", "conversations", "instruction")  # fields that only texts to write have
+# Fields that only texts to write have.
+TEXTS = ("prompt", "completion", "messages", "conversations", "instruction", "template")
 LABELS = ("label", "labels", "score")  # fields of which one says what a text is
 TAGS = ("tags", "ner_tags", "labels")  # fields of which one says what each word is
 
@@ -87,7 +88,7 @@ class Sets:
         str | None,
         "How a record becomes a prompt and its completion: alpaca, summarise, translate, qa, nli, sentiment, entities, "
         "or a file in Jinja with ||| between the two. NAME phrases each record in one of several ways, NAME/2 all in "
-        "the second.",
+        "the second; the field `template` of a record comes first.",
     ] = None
     map: Annotated[
         tuple[str, ...],

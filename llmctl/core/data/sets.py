@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from llmctl.core.data.read import read_records
-from llmctl.core.text.templates import Template, hashed, mapped
+from llmctl.core.text.templates import Template, hashed, mapped, template_for
 from llmctl.errors import UserError
 from llmctl.spec.data import Reading
 from llmctl.spec.sets import LABELS, TAGS, Sets
@@ -68,5 +68,6 @@ def divided(
 
 def content(fields: Mapping[str, Any], template: Template | None = None) -> dict[str, Any]:
     """What a record says, without what only names it; all of its fields, where none of those known is there."""
+    template = template_for(fields, template)
     said = {name: fields[name] for name in SAYING if name in fields} if template is None else template.values(fields)
     return said or dict(fields)

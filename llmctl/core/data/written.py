@@ -8,7 +8,7 @@ import orjson
 
 from llmctl.core.text.chat import ASSISTANT, Chat, Message, Saved, chat_of, own_template, role_tokens
 from llmctl.core.text.marks import CLOSE, OPEN, marks_of
-from llmctl.core.text.templates import ALPACA, Prompted, Template, open_template
+from llmctl.core.text.templates import ALPACA, Prompted, Template, open_template, template_for
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.sets import Sets, Task
@@ -60,7 +60,7 @@ class Layout:
     """
 
     def __init__(self, tokenizer: Tokenizer, sets: Sets, task: Task, seed: int = 0):
-        self.tokenizer, self.sets, self.task = tokenizer, sets, task
+        self.tokenizer, self.sets, self.task, self.seed = tokenizer, sets, task, seed
         self.marks = marks_of(tokenizer)
         self.template: Template | None = None if sets.template is None else open_template(sets.template, seed)
         self.talks = 0  # records that a chat template laid out
@@ -74,8 +74,9 @@ class Layout:
         Raises:
             UserError: its fields are not known, or what they hold is not what is wanted there.
         """
-        if self.template is not None:
-            return self._answer(self._filled(self.template, fields), stripped=True)
+        template = template_for(fields, self.template, self.seed)
+        if template is not None:
+            return self._answer(self._filled(template, fields), stripped=True)
         if any(name in fields for name in CONVERSATIONS) or isinstance(fields.get("prompt"), list):
             messages, given = _conversation(fields)
             return self._talk(messages, given, _tools(fields))

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,15 +165,27 @@ def open_template(name: str, seed: int = 0) -> Template:
     return Template(name, (text,), seed)
 
 
+def template_for(record: Record, template: Template | None = None, seed: int = 0) -> Template | None:
+    """The template of a record: the built-in one that its field `template` names, else that of all, if there is one.
+
+    So tasks can be mixed in a file. A record names no file: it may come from anywhere.
+    """
+    name = record.get("template")
+    if isinstance(name, str) and name.partition("/")[0] in TEMPLATES:
+        return _named(name, seed if template is None else template.seed)
+    return template
+
+
 def prompt_of(record: Record, template: Template | None = None) -> Prompted:
     """A record as a prompt and its completion.
 
     Without a template: as they stand in the record; an instruction with its input and output as alpaca puts it; else
-    its text, which is then the prompt.
+    its text, which is then the prompt. A record may name a template of its own.
 
     Raises:
         UserError: the record says neither.
     """
+    template = template_for(record, template)
     if template is not None:
         return template(record)
     if isinstance(prompt := record.get("prompt"), str):
@@ -304,6 +316,11 @@ def _worded(name: str, value: Any, labels: Mapping[str, str]) -> Any:
     if name == "text" and isinstance(value, list):
         return " ".join(map(str, value))
     return value
+
+
+@lru_cache(maxsize=256)
+def _named(name: str, seed: int) -> Template:
+    return open_template(name, seed)
 
 
 ALPACA = Template("alpaca", TEMPLATES["alpaca"])

@@ -140,3 +140,14 @@ def test_a_name_that_is_no_template_is_refused_with_those_there_are():
     with pytest.raises(UserError, match=r"has no 'question' \(nor 'query'\); its fields are 'text'") as found:
         open_template("qa/1")({"text": "x"})
     assert found.value.hint.endswith("--map question=THEIRS")
+
+
+def test_a_record_may_name_a_built_in_template_and_no_file(tmp_path):
+    record = {"question": "Who?", "answer": "She."}
+    assert prompt_of({**record, "template": "qa/1"}) == ("Question: Who?\nAnswer:", " She.")
+    assert prompt_of({**record, "template": "qa/1"}, open_template("alpaca")) == ("Question: Who?\nAnswer:", " She.")
+    assert prompt_of({**record, "template": "other", "prompt": "a"}) == ("a", None)
+    (tmp_path / "t").write_text("secret")
+    assert prompt_of({**record, "template": str(tmp_path / "t"), "prompt": "a"}) == ("a", None)
+    with pytest.raises(UserError, match="qa/9"):
+        prompt_of({**record, "template": "qa/9"})
