@@ -17,7 +17,7 @@ from llmctl.errors import UserError
 from llmctl.spec.combine import Blend, Combine, CombinePlan
 from llmctl.spec.sizes import shapes
 
-BLOCK = 1 << 17  # elements that are summed at once: few enough to stay in a cache
+BLOCK = 1 << 16  # elements that are summed at once: few enough to stay in a cache
 PARALLEL = 0.9995  # cosine from which two tensors are one direction
 _FEW = 1e-8  # sums of weights that are taken as none
 Flat = list[Tensor]

@@ -94,4 +94,5 @@ def _write(path: Path, items: list[Item]) -> Path:
             if tuple(tensor.shape) != item.shape:
                 raise ValueError(f"{item.name} is {tuple(tensor.shape)}, not {item.shape} as announced")
             file.write(tensor.flatten().view(torch.uint8).numpy())
+            del tensor  # before the next is made
     return path
