@@ -55,12 +55,12 @@ def outside(config: ModelConfig, setting: Setting, rows: Rows) -> dict[str, floa
     learns, own = learning(config, setting.tuning)[rows.stack], trained_shapes(config, setting.tuning)
     begins = learns[0].attention.before
     first = (8 + 8 * config.next_sentence) * any(name.endswith("embed.tokens.weight") for name in own)
-    first += _of_positions(config, setting, rows)
+    first += _of_positions(config, setting, rows) if any(layer.after for layer in learns) else 0
     if config.embed_norm and begins:
         first += norm_bytes(config, setting, s)
-    last, alive = 0, learns[-1].mlp.after
-    if config.norm_place != "post" and alive:
-        last += norm_bytes(config, setting, s, trained=last_learns(config, setting.tuning))
+    last, trained = 0, last_learns(config, setting.tuning)
+    if config.norm_place != "post" and (learns[-1].after or trained):
+        last += norm_bytes(config, setting, s, trained=trained)
     if rows.stack != config.last_stack:  # what the keys and values of every layer are made of
         reading = any(layer.cross.reading & {"k", "v"} for layer in learning(config, setting.tuning)["decoder"])
         last += 0 if setting.autocast or not reading else h * e

@@ -38,8 +38,10 @@ class Rows:
 
 
 def rows_of(config: ModelConfig, setting: Setting) -> list[Rows]:
-    """The rows of each stack, in the order in which the stacks run."""
+    """The rows of each stack, in the order in which the stacks run; a learned prompt lengthens those of the first."""
     lengths = setting.lengths(config)
+    if setting.tuning.method == "prompt":
+        lengths[next(iter(config.stacks))] += setting.tuning.virtual_tokens
     return [
         Rows(
             stack,
@@ -111,8 +113,7 @@ def norm_bytes(
 
 def explicit(config: ModelConfig, setting: Setting, tokens: int) -> bool:
     """Whether the attention weights of rows so long are kept."""
-    short = setting.device == "cpu" and tokens <= EXPLICIT
-    return not setting.fused_attention or (short and not config.dropout)
+    return not setting.fused_attention or (setting.device == "cpu" and tokens <= EXPLICIT)
 
 
 def stream_bytes(setting: Setting) -> int:
@@ -141,7 +142,7 @@ def _norms(config: ModelConfig, setting: Setting, halves: list[Half]) -> float:
         before, after = own * (half.before or half.norm), half.after or half.norm
         at = {"pre": before, "post": own * after, "output": added * after, "sandwich": before + added * after}
         found += at[config.norm_place]
-    if config.parallel and all(half.before for half in halves):  # both read the same
+    if config.parallel and all(half.before or half.norm for half in halves):  # both read the same
         same = config.norm == "layer" or setting.device != "cpu"
         return found - (config.width * s if same else 0)
     return found
@@ -158,10 +159,10 @@ def _norms_of_q_and_k(config: ModelConfig, setting: Setting, trained: bool) -> f
 def _of_mlp(config: ModelConfig, half: Half) -> int:
     """How many times the MLP's inner width is kept; relu keeps its output, which what follows keeps as well."""
     learning = bool(half.reading & {"down"}) or "down" in half.scaled
-    if not half.inner:
-        return int(learning)
-    kept = (3 if config.gated else 1) + learning
-    return kept - (config.activation == "relu" and (config.gated or learning))
+    entered = half.before or half.norm
+    gate, up = (entered or name in half.reading | half.scaled for name in ("gate", "up"))
+    kept = 2 * gate + up if config.gated else int(up)  # the gate before and after its activation, and what it lets by
+    return kept + learning - (config.activation == "relu" and kept > 0 and (config.gated or learning))
 
 
 def of_adapters(config: ModelConfig, setting: Setting, rows: Rows, learns: Layer) -> float:
@@ -179,11 +180,12 @@ def of_adapters(config: ModelConfig, setting: Setting, rows: Rows, learns: Layer
             found += share * e * tuning.rank
             if tuning.method == "dora":
                 found += share * e * outputs
-            if tuning.dropout:
-                found += share * inputs * (stream_bytes(setting) if inputs == config.width else e)
+            if tuning.dropout and (half.inner if matrix in ("out", "down") else half.before or half.norm):
+                found += share * inputs * (e if matrix in ("out", "down") else stream_bytes(setting))
         if half.narrow:
             found += e * (config.width + 2 * tuning.bottleneck)
-    return found
+    q = config.heads * config.head_dim
+    return found + (e * (2 * q + config.heads * learns.gated) if learns.gated else 0)
 
 
 def _softmax(
@@ -213,7 +215,7 @@ def _softmax(
         "attention masks": 0 if short or wide else masks,
     }
     if short:
-        found["attention weights"] = a * e * _kept_keys(queries, keys, causal)
+        found["attention weights"] = a * (e + drops) * _kept_keys(queries, keys, causal)  # and which were dropped
     elif wide:
         found["attention weights"] = a * keys * (12 if drops else 4)
     if config.attention_softcap:
@@ -223,7 +225,7 @@ def _softmax(
 
 def _capped(setting: Setting, a: int, q: int, keys: int, ratio: float) -> dict[str, float]:
     """Of capped scores, written out in fp32 (under autocast, the products are not): their tanh and the weights."""
-    e = 2 if setting.autocast else 4
+    e = 2 if setting.casts else 4
     return {
         "queries": q * e,
         "keys and values": 2 * ratio * q * e,

@@ -57,6 +57,11 @@ class Layer:
     virtual: int = 0
     gated: int = 0
 
+    @property
+    def after(self) -> bool:
+        """Whether what leaves it has a gradient."""
+        return self.attention.after or self.cross.after or self.mlp.after
+
 
 @lru_cache
 def learning(config: ModelConfig, tuning: AdaptConfig) -> dict[str, tuple[Layer, ...]]:
@@ -71,9 +76,8 @@ def learning(config: ModelConfig, tuning: AdaptConfig) -> dict[str, tuple[Layer,
         found[stack] = ()
         for number in range(layers):
             prefix = f"{stack}.layers.{number}."
-            layer, alive = _layer(
-                [n.removeprefix(prefix) for n in names if n.startswith(prefix)], alive, source, tuning
-            )
+            own = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+            layer, alive = _layer(own, alive, source, config.parallel, tuning)
             found[stack] += (layer,)
     return found
 
@@ -84,23 +88,25 @@ def head_learns(config: ModelConfig, tuning: AdaptConfig) -> bool:
     return ("embed.tokens.weight" if config.tie else "head.weight") in trained_shapes(config, tuning)
 
 
+@lru_cache
 def last_learns(config: ModelConfig, tuning: AdaptConfig) -> bool:
     """Whether the norm after the last layer is trained."""
-    return f"{config.last_stack}.norm.weight" in trained_shapes(config, tuning)
+    return any(name.startswith(f"{config.last_stack}.norm.") for name in trained_shapes(config, tuning))
 
 
-def _layer(names: list[str], alive: bool, source: bool, tuning: AdaptConfig) -> tuple[Layer, bool]:
+def _layer(names: list[str], alive: bool, source: bool, parallel: bool, tuning: AdaptConfig) -> tuple[Layer, bool]:
     """A layer of which these are trained, and whether what leaves it has a gradient.
 
     Args:
         alive: what enters it has one.
         source: what its cross-attention reads has one.
+        parallel: its halves read the same.
     """
-    halves = {}
+    halves, before = {}, alive
     for half in ("attention", "cross_attention", "mlp"):
         own = [name for name in names if name.startswith((f"{half}.", f"{half}_norm.", f"{half}_out_norm."))]
-        halves[half] = _half(half, own, alive, half == "cross_attention" and source)
-        alive = halves[half].after
+        halves[half] = _half(half, own, before if parallel else alive, half == "cross_attention" and source)
+        alive = alive or halves[half].after
     virtual = tuning.virtual_tokens * ("attention.prefix" in names)
     gated = tuning.virtual_tokens * ("attention.extra.gate" in names)
     return Layer(halves["attention"], halves["cross_attention"], halves["mlp"], virtual, gated), alive
@@ -113,15 +119,16 @@ def _half(half: str, names: list[str], alive: bool, source: bool) -> Half:
 
     own, low, scaled = ending(".weight"), ending(".adapter.b"), ending(".adapter.factor")
     last = "down" if half == "mlp" else "out"
-    ahead = [name for name in names if name.startswith(f"{half}.") and not name.startswith(f"{half}.{last}.")]
-    inner = alive or source or bool(ahead) or f"{half}_norm.weight" in names or f"{half}_norm.bias" in names
+    after = (f"{half}.{last}.", f"{half}.extra.")
+    ahead = [name for name in names if name.startswith(f"{half}.") and not name.startswith(after)]
+    norm = any(name.startswith(f"{half}_norm.") for name in names)
     return Half(
         own=own,
         low=low,
         scaled=scaled,
         narrow=any(name.endswith(".adapter.up.bias") for name in names),
-        norm=f"{half}_norm.weight" in names,
-        inner=inner,
+        norm=norm,
+        inner=alive or source or bool(ahead) or norm,
         before=alive,
         after=alive or source or bool(names),
     )

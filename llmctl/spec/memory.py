@@ -8,6 +8,7 @@ from typing import Literal
 from llmctl.errors import Exit, UserError
 from llmctl.spec import activations
 from llmctl.spec.kept import rows_of
+from llmctl.spec.learning import learning
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.quantized import packing_of
 from llmctl.spec.setting import ELEMENT, Setting
@@ -210,7 +211,7 @@ def _kept(config: ModelConfig, setting: Setting, stage: str, layers: range) -> d
 def _copies(setting: Setting, tensors: list["_Tensor"]) -> dict[str, int]:
     """Bytes of weights held a second time: the 16-bit copies of autocast, the layers that ZeRO 3 has gathered.
 
-    Of frozen matrices there are none for longer than a product.
+    Beside an adapter, frozen matrices have none for longer than a product.
     """
     if setting.zero == 3 and setting.data_parallel > 1:
         sizes: dict[int, int] = {}
@@ -219,8 +220,8 @@ def _copies(setting: Setting, tensors: list["_Tensor"]) -> dict[str, int]:
                 sizes[tensor.layer] = sizes.get(tensor.layer, 0) + prod(tensor.shape)
         one = max(sizes.values())
         return {"gathered layers": 2 * one * ELEMENT[setting.dtype]}  # the one at work and the next, fetched ahead
-    if setting.dtype != "fp32" and setting.precision == "autocast":
-        held = (tensor for tensor in tensors if tensor.trained and tensor.kind not in ("vector", "embed", "head"))
+    if setting.casts:
+        held = (tensor for tensor in tensors if tensor.copied and tensor.kind not in ("vector", "embed", "head"))
         if count := sum(prod(tensor.shape) for tensor in held):
             return {"16-bit copies of the weights": 2 * count}
     return {}
@@ -235,39 +236,44 @@ class _Tensor:
         layer: of the whole model, counted on from the encoder's to the decoder's; None: outside the layers.
         shape: its own, or its part's.
         trained: it is not frozen.
+        copied: autocast keeps a copy of it until the backward pass.
     """
 
     kind: str
     layer: int | None
     shape: tuple[int, ...]
     trained: bool
+    copied: bool
 
 
 def _tensors(config: ModelConfig, setting: Setting, stage: str, layers: range) -> Iterator[_Tensor]:
     """Everything on a device; a tied head is a second copy where the pipeline puts it on another stage."""
     t, matrices, before = setting.tensor_parallel, linears(config), 0
     own = own_shapes(config, setting.tuning) if setting.mode == "training" else {}
+    learns = learning(config, setting.tuning)
     for name, shape in outer_shapes(config).items():
         start = name.startswith(("embed.", "encoder_embed."))
         if stage in ("only", "first" if start else "last"):
             whole = name in ("embed.tokens.weight", "head.weight")
             kind = {"embed.tokens.weight": "embed", "head.weight": "head"}.get(name, "vector")
             kind = "dense" if name.startswith(_DENSE) and len(shape) == 2 else kind
-            yield _Tensor(kind, None, (ceil(shape[0] / t), *shape[1:]) if whole else shape, name in own)
+            local = (ceil(shape[0] / t), *shape[1:]) if whole else shape
+            yield _Tensor(kind, None, local, name in own, name in own)
     if config.tie and config.lm_head and stage == "last":
-        yield _Tensor("head", None, (ceil(config.vocab / t), config.width), "embed.tokens.weight" in own)
+        yield _Tensor("head", None, (ceil(config.vocab / t), config.width), "embed.tokens.weight" in own, False)
     for stack, count in config.stacks.items():
         for name, shape in layer_shapes(config, cross=crossed(config, stack)).items():
             short = name.split(".")[1] if name.split(".")[1] in matrices else ""
             local = _split(short, shape, t, config)
             for layer in layers if stack == config.last_stack else range(count):
                 trained = f"{stack}.layers.{layer}.{name}" in own
-                yield _Tensor(short if len(shape) == 2 else "vector", before + layer, local, trained)
+                passed = not setting.tuning.makes_adapter and learns[stack][layer].after
+                yield _Tensor(short if len(shape) == 2 else "vector", before + layer, local, trained, trained or passed)
         yield from _added(config, setting, stack, layers if stack == config.last_stack else range(count), before)
         before += count
     for name, shape in added_shapes(config, setting.tuning).items():
         if ".layers." not in name and stage != ("last" if name.startswith("embed.") else "first"):
-            yield _Tensor("adapter", None, shape, setting.mode == "training")
+            yield _Tensor("adapter", None, shape, setting.mode == "training", False)
 
 
 def _added(config: ModelConfig, setting: Setting, stack: str, layers: range, before: int) -> Iterator[_Tensor]:
@@ -279,9 +285,8 @@ def _added(config: ModelConfig, setting: Setting, stack: str, layers: range, bef
             if side in ("a", "b") and short in linears(config):
                 outputs, inputs = _split(short, linears(config)[short], setting.tensor_parallel, config)
                 shape = (shape[0], inputs) if side == "a" else (outputs, shape[1])
-            yield _Tensor(
-                "adapter" if len(shape) > 1 else "vector", before + int(parts[2]), shape, setting.mode == "training"
-            )
+            kind, trained = "adapter" if len(shape) > 1 else "vector", setting.mode == "training"
+            yield _Tensor(kind, before + int(parts[2]), shape, trained, trained)
 
 
 def _split(name: str, shape: tuple[int, ...], t: int, config: ModelConfig) -> tuple[int, ...]:

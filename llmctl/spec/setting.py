@@ -133,9 +133,13 @@ class Setting:
 
     @property
     def autocast(self) -> bool:
-        """The stream between the layers is in fp32, and 16-bit copies of it and of the weights enter the products."""
-        wide = not self.tuning.makes_adapter or self.base == "fp32"
-        return self.mode == "training" and self.dtype != "fp32" and self.precision == "autocast" and wide
+        """The stream between the layers is in fp32, and 16-bit copies of it enter the products."""
+        return self.casts and (not self.tuning.makes_adapter or self.base == "fp32")
+
+    @property
+    def casts(self) -> bool:
+        """Trained weights are in fp32, and 16-bit copies of them enter the products."""
+        return self.mode == "training" and self.dtype != "fp32" and self.precision == "autocast"
 
     @property
     def devices(self) -> int:
@@ -201,14 +205,16 @@ class Tuned(Setting):
 
     @property
     def base(self) -> Dtype:
-        """As in `Setting`; arithmetic in fp32 takes numbers in fp32."""
-        return "fp32" if self.dtype == "fp32" else self.stored or self.dtype
+        """As in `Setting`; arithmetic in fp32 takes numbers in fp32, and so does what will be a whole checkpoint."""
+        return "fp32" if self.dtype == "fp32" or not self.adapt.makes_adapter else self.stored or self.dtype
 
     @property
     def matrices(self) -> Quantized | Dtype:
         """How the frozen matrices of the layers are held."""
         if self.adapt.nf4:
             return "nf4-dq" if self.adapt.double_quant else "nf4"
+        if not self.adapt.makes_adapter:
+            return "fp32"
         return self.dtype if self.adapt.base_dtype == "auto" else self.adapt.base_dtype
 
     @property

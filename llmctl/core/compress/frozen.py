@@ -21,7 +21,7 @@ def freeze(model: Transformer, config: AdaptConfig, dtype: torch.dtype) -> None:
     """Hold what an adapter leaves as it is in the type that the method asks for; one matrix at a time, in place.
 
     Matrices of the layers are packed or cast, and their sources given up; parameters that are to be trained as they
-    are become float32; all else stays. A method that writes a whole checkpoint changes nothing. Adapters are not
+    are become float32, and with embeddings among them norms as well; all else stays. A method that writes a whole checkpoint changes nothing. Adapters are not
     attached here, and those that are stay.
 
     Args:
@@ -30,8 +30,9 @@ def freeze(model: Transformer, config: AdaptConfig, dtype: torch.dtype) -> None:
     if not config.makes_adapter:
         return
     trained = own_shapes(model.config, config)
+    wide = any(name.startswith("embed.") for name in trained)  # float32 vectors, which norms have to fit
     for name, parameter in model.named_parameters():
-        if name in trained:
+        if name in trained or (wide and parameter.ndim == 1):
             parameter.data = parameter.data.float()
     for layer in model.layers:
         sources = []
