@@ -214,3 +214,57 @@ def test_a_model_without_labels_says_what_it_has(call, tiny, tmp_path):
     done = call("classify", tiny, "-p", "a")
     assert done.code == 4 and "no head that scores labels; it has scores of tokens" in done.err
     assert done.err.count("\n") == 2
+
+
+def byte_level():
+    """GPT-2's kind of tokenizer, whose words begin with a space in their token, and which has no pad token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ġ", "n"), ("i", "n"), ("Ġ", "in"), ("a", "r"), ("i", "s"), ("ar", "is"), ("P", "aris"), ("Ġ", "Paris")]
+    merges += [("Ġ", one) for one in "NY1BFi("]
+    vocab = {one: id for id, one in enumerate([*alphabet, *(a + b for a, b in merges), "<|endoftext|>"])}
+    backend = Tokenizer(models.BPE(vocab, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+
+
+def gpt2(kind, path, labels):
+    """A decoder with a head for labels, padded with the token that ends a text."""
+    words = byte_level()
+    sizes = {"vocab_size": len(words), "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    ends = {"eos_token_id": len(words) - 1, "bos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}
+    model = drawn(getattr(transformers, kind)(transformers.GPT2Config(**sizes, **ends, **named(labels))))
+    model.save_pretrained(path)
+    words.save_pretrained(path)
+    return model, words
+
+
+def test_a_decoder_judges_by_its_last_token_in_batches_of_unequal_texts(call, tmp_path):
+    theirs, words = gpt2("GPT2ForSequenceClassification", tmp_path, LABELS)
+    texts = ["in Paris", "no", "in Paris, in New York and in Berlin"]
+    done = call("classify", tmp_path, "-", "--batch-size", 3, stdin=lines(*({"text": text} for text in texts)))
+    assert done.code == 0, done.err
+    for text, record in zip(texts, records(done.out), strict=True):
+        with torch.no_grad():
+            wanted = theirs(**words(text, return_tensors="pt")).logits[0].softmax(-1).tolist()
+        assert list(record["scores"].values()) == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", ["first", "simple"])
+def test_words_of_a_byte_level_tokenizer_are_what_spaces_part_as_in_transformers(call, tmp_path, aggregation):
+    theirs, words = gpt2("GPT2ForTokenClassification", tmp_path, TAGS)
+    texts = ["in Paris, in New York's 1995 in Berlin", "Paris is in France. (Paris)"]
+    with torch.no_grad():  # so that tags vary
+        every = torch.cat([theirs(**words(text, return_tensors="pt")).logits[0] for text in texts])
+        theirs.classifier.bias.sub_(every.mean(0))
+    theirs.save_pretrained(tmp_path)
+    pipe = transformers.pipeline(
+        "token-classification", model=theirs, tokenizer=words, aggregation_strategy=aggregation, ignore_labels=["O"]
+    )
+    given = lines(*({"text": text} for text in texts))
+    found = records(call("classify", tmp_path, "-", "--aggregation", aggregation, stdin=given).out)
+    assert sum(len(one["entities"]) for one in found) > 6
+    for text, record in zip(texts, found, strict=True):
+        wanted = [(one["entity_group"], text[one["start"] : one["end"]].strip()) for one in pipe(text)]
+        assert [(one["entity"], one["text"]) for one in record["entities"]] == [one for one in wanted if one[1]]

@@ -93,8 +93,8 @@ def entities(text: str, row: Row, scores: Tensor, labels: Sequence[str], words: 
             where it marks tokens that go on with one (BERT's ##), else what spaces part.
 
     Source: the scheme of Ramshaw and Marcus, arXiv:cmp-lg/9505040, read as transformers reads it with
-    aggregation_strategy "first" or, without words, "simple". It takes each byte of a character after a space for a
-    word of its own; here they are one.
+    aggregation_strategy "first" or, without words, "simple". Where a space is a token by
+    itself, it takes that, and what follows, for a word each; here the space belongs to the word after it.
     """
     made = []
     for tag, parts in _runs(_parts(text, row, scores, labels, words)):
