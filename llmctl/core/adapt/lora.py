@@ -59,14 +59,9 @@ class Lora(nn.Module):
         scaled = _rescaled(y, factor, getattr(layer, "bias", None))
         return _added(_as(scaled, low), low, factor[:, None] * self.b, self.scale, self.bias).to(y.dtype)
 
-    def product(self) -> Tensor:
-        """scale B A, (out, in) float32."""
-        return torch.addmm(self.b.new_zeros(()), self.b, self.a, beta=0, alpha=self.scale)
-
     def weight(self, layer: nn.Module) -> Tensor:
         """The matrix that the layer amounts to, (out, in) float32; of a table (rows, width)."""
-        dense = _matrix(layer).float()
-        found = torch.addmm(dense, self.b, self.a, alpha=self.scale)
+        found = _sum(layer, self.a, self.b, self.scale)
         if self.magnitude is not None:
             found = found * self._factor(layer)[:, None]
         return found.t() if isinstance(layer, nn.Embedding) else found
@@ -97,7 +92,7 @@ class Lora(nn.Module):
 @torch.no_grad()
 def norms(layer: nn.Module, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """The length of each row of W + scale B A: (out,) float32, a constant."""
-    return torch.linalg.vector_norm(torch.addmm(_matrix(layer).float(), b, a, alpha=scale), dim=1)
+    return torch.linalg.vector_norm(_sum(layer, a, b, scale), dim=1)
 
 
 class _Beside(torch.autograd.Function):
@@ -107,7 +102,7 @@ class _Beside(torch.autograd.Function):
     def forward(ctx, x, bias, a, b, scale, layer):
         ctx.save_for_backward(x, a, b)
         ctx.scale, ctx.layer = scale, layer
-        return F.linear(x, torch.addmm(layer.dense().float(), b, a, alpha=scale), bias)
+        return F.linear(x, _sum(layer, a, b, scale), bias)
 
     @staticmethod
     @once_differentiable
@@ -115,7 +110,7 @@ class _Beside(torch.autograd.Function):
         x, a, b = ctx.saved_tensors
         of_x = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = gradient @ torch.addmm(ctx.layer.dense().float(), b, a, alpha=ctx.scale)
+            of_x = gradient @ _sum(ctx.layer, a, b, ctx.scale)
         gradient, x = gradient.flatten(0, -2), x.flatten(0, -2)  # (N, out), (N, in)
         if ctx.needs_input_grad[1]:
             of_bias = gradient.sum(0)
@@ -129,9 +124,11 @@ def _rescaled(y: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
     return y * factor if bias is None else torch.addcmul((1 - factor) * bias, y, factor)
 
 
-def _matrix(layer: nn.Module) -> Tensor:
-    """(out, in): what a layer multiplies by; of a table its transpose."""
-    return layer.weight.t() if isinstance(layer, nn.Embedding) else layer.dense()
+def _sum(layer: nn.Module, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """W + scale B A, (out, in) float32 under autocast too; W of a table is its transpose."""
+    dense = layer.weight.t() if isinstance(layer, nn.Embedding) else layer.dense()
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.addmm(dense.float(), b, a, alpha=scale)
 
 
 def _as(x: Tensor, other: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from llmctl.core.adapt.soft import has_soft, load_soft, save_soft
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.account import FLOATS
-from llmctl.spec.adapt import AdaptConfig, Method
+from llmctl.spec.adapt import AdaptConfig
 from llmctl.spec.families import family_read
 from llmctl.spec.files import write_json
 from llmctl.spec.peft import CONFIG, WEIGHTS, Adapter, part_of, read_adapter, weights_of
@@ -216,7 +216,7 @@ KINDS: dict[str, Callable[[Transformer, Adapter, Path, dict[str, Tensor]], None]
     "ADAPTION_PROMPT": load_prompts,
 }
 PROMPTS = ("PROMPT_TUNING", "PREFIX_TUNING")
-PEFT_TYPES: dict[Method, str] = {
+PEFT_TYPES = {
     "lora": "LORA",
     "rslora": "LORA",
     "dora": "LORA",
