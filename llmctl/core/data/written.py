@@ -14,6 +14,7 @@ from llmctl.errors import Exit, UserError
 from llmctl.spec.sets import Sets, Task
 
 CONVERSATIONS = ("messages", "conversations")
+_TAKEN = ("messages", "add_generation_prompt")  # what a record's chat_template_kwargs may not say
 # Who speaks, as ShareGPT's `from` says it, in the words of chat templates.
 ROLES = {
     "human": "user",
@@ -79,7 +80,7 @@ class Layout:
             return self._answer(self._filled(template, fields), stripped=True)
         if any(name in fields for name in CONVERSATIONS) or isinstance(fields.get("prompt"), list):
             messages, given = _conversation(fields)
-            return self._talk(messages, given, _tools(fields))
+            return self._talk(messages, given, _more(fields))
         if "prompt" in fields:
             return self._answer(Prompted(*(self._text(fields, name) for name in ("prompt", "completion"))))
         if "instruction" in fields:
@@ -161,7 +162,7 @@ class Layout:
             return Written(OPEN + prompt + completion + CLOSE)
         return Written(prompt + OPEN + completion + CLOSE)
 
-    def _talk(self, messages: list[Message], given: int, tools: list[Any] | None = None) -> Written:
+    def _talk(self, messages: list[Message], given: int, more: dict[str, Any] | None = None) -> Written:
         """A conversation, up to what the assistant says last."""
         last = max((at for at, one in enumerate(messages) if one["role"] == ASSISTANT), default=-1)
         if last < given:
@@ -169,7 +170,7 @@ class Layout:
         messages = messages[: last + 1]
         if self.sets.system is not None and messages[0]["role"] != "system":
             messages, given = [{"role": "system", "content": self.sets.system}, *messages], given + bool(given)
-        more = {} if tools is None else {"tools": tools}
+        more = more or {}
         self.talks += 1
         if self.task == "seq2seq":
             source = self.chat.hidden(messages[:-1], add_generation_prompt=True, **more)
@@ -211,9 +212,14 @@ def _messages(value: Any, name: str) -> list[Message]:
     return made
 
 
-def _tools(fields: Mapping[str, Any]) -> list[Any] | None:
-    found = _parsed(fields.get("tools"))
-    return found if isinstance(found, list) and found else None
+def _more(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record tells its chat template besides messages: tools, documents, and names of the template's own."""
+    names = _parsed(fields.get("chat_template_kwargs"))
+    made = {name: value for name, value in names.items() if name not in _TAKEN} if isinstance(names, dict) else {}
+    for name in ("tools", "documents"):
+        if isinstance(found := _parsed(fields.get(name)), list) and found:
+            made[name] = found
+    return made
 
 
 def _parsed(value: Any) -> Any:

@@ -259,3 +259,16 @@ def test_a_conversation_has_what_is_saved_with_the_model_and_other_records_have_
     saved = layout.saved()
     assert saved.eos == (tokenizer.eos, tokenizer.id("<|im_end|>"))
     assert saved.config["chat_template"] == saved.template and layout.facts == {"chat_template": "chatml"}
+
+
+def test_a_record_tells_its_chat_template_of_tools_and_names_of_its_own(tmp_path):
+    file = tmp_path / "chat.jinja"
+    file.write_text(
+        "{{ tools[0].name if tools }}{{ mood }}{% for m in messages %}|{{ m.content }}{% endfor %}{{ eos_token }}"
+        "{% if add_generation_prompt %}never{% endif %}"
+    )
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    names = {"mood": " glad <|im_end|>", "add_generation_prompt": True}
+    record = {"messages": talk, "tools": '[{"name": "f"}]', "chat_template_kwargs": names}
+    (one,) = examples("bytes", record, chat_template=str(file), train_on="all")
+    assert said("bytes", one.ids) == "f glad <|im_end|>|a|b"
