@@ -1,6 +1,7 @@
 """finetune: a checkpoint learns a task: all of it, some of it, or an adapter beside it."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from llmctl.core.data.written import Layout
     from llmctl.core.text.tokenizer import Tokenizer
     from llmctl.core.train.lessons import Lessons
-
-SOFT = ("prefix", "prompt", "llama-adapter")  # vectors before a row are those of one text
 
 
 @expand
@@ -90,9 +89,10 @@ def finetune(
     from llmctl.core.train.lessons import gather
 
     tokenizer, tune = Tokenizer.open(start), tune.fitted(adapt.method)
-    lessons, config, layout = gather(
-        files, sets, keeping, config, tokenizer, task, problem, adapt.method not in SOFT, seed
-    )
+    room = replace(config, context=max(1, config.context - adapt.places))
+    alone = adapt.places > 0  # what stands before a row is for one text
+    lessons, shape, layout = gather(files, sets, keeping, room, tokenizer, task, problem, not alone, seed)
+    config = replace(shape, context=config.context)
     longest, source, mean, asked = lessons.sizes
 
     def planned(dtype: str, memory: int | None) -> TunePlan:

@@ -115,6 +115,11 @@ class AdaptConfig:
         return self.base_dtype == "nf4" or (self.base_dtype == "auto" and self.method == "qlora")
 
     @property
+    def places(self) -> int:
+        """How many places of the context are taken by what stands before each row."""
+        return self.virtual_tokens if self.method in ("prefix", "prompt") else 0
+
+    @property
     def patterns(self) -> tuple[str, ...]:
         """`targets`, taken apart at commas."""
         return tuple(part for pattern in self.targets for part in pattern.split(",") if part)

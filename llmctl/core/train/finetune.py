@@ -103,9 +103,9 @@ def prepare(
     )
     objective, words = OBJECTIVES[lessons.task], lessons.task in ("lm", "seq2seq")
     probes = {name: Probe(partial(measured, examples), objective, words) for name, examples in lessons.retained.items()}
-    block, build = min(config.context, OLD_ROW), None
+    block, build = min(config.context - method.places, OLD_ROW), None
     if lessons.old or lessons.replayed:
-        build = rows_of(config, checkpoint.tokenizer(), seed)
+        build = rows_of(config, checkpoint.tokenizer(), seed, method.places > 0)
         for name, source in lessons.old.items():
             rows = probe(source, build, block, plan.micro_tokens, watch.eval_tokens)
             probes[name] = Probe(rows, tokens_loss, True)
