@@ -22,7 +22,7 @@ def follow(run: "Run", console: Console) -> dict[str, float]:
         if run.resume():
             console.say(f"Going on after step {run.done}.")
         loss = float("nan")
-        for event in run.go():
+        for event in run.go(lambda: stop.asked):
             if isinstance(event, Step):
                 loss = event.loss
                 rate = f"{event.read / event.seconds:,.0f}"
@@ -30,8 +30,10 @@ def follow(run: "Run", console: Console) -> dict[str, float]:
             else:
                 console.say(f"step {event.step}: held-out {event}")
             if stop.asked and run.done < run.steps:
-                run.save()
-                raise Interrupted(f"Interrupted after step {run.done} of {run.steps}; the same command goes on there.")
+                break
+        if stop.asked and (run.done < run.steps or run.due):
+            run.save()
+            raise Interrupted(f"Interrupted after step {run.done} of {run.steps}; the same command goes on there.")
     run.finish()
     if run.evaluations:
         before, after = run.evaluations[0].figures, run.evaluations[-1].figures
@@ -46,11 +48,8 @@ def _summary(run: "Run", loss: float) -> dict[str, float]:
     if run.seconds:
         summary["tokens_per_second"] = round(run.tokens / run.seconds, 1)
     if run.evaluations:
-        first, last, best = run.evaluations[0], run.evaluations[-1], run.best
-        summary |= {
-            **{f"{name}_before": value for name, value in first.figures.items()},
-            **last.figures,
-            "best_step": best.step,
-            "best_heldout_loss": best.loss,
-        }
+        first, last = run.evaluations[0].figures, run.evaluations[-1].figures
+        summary |= {**{f"{name}_before": value for name, value in first.items()}, **last}
+    if run.best is not None:
+        summary |= {"best_step": run.best.step, "best_heldout_loss": run.best.loss}
     return summary

@@ -6,12 +6,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from llmctl.core.data.batch import Batch, Build, Source, TrainingOrder, in_order
+from llmctl.core.data.batch import Batch, Build, Place, Source, TrainingOrder, in_order
 from llmctl.core.data.read import read_texts
 from llmctl.core.data.rows import builder
 from llmctl.core.data.shards import Tokens
 from llmctl.core.data.vocabulary import Vocabulary
+from llmctl.core.model.memory import EncoderInput
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.model import ModelConfig
@@ -65,8 +68,12 @@ def read_old(path: str, tokenizer: Tokenizer, split: str) -> Source:
     return source
 
 
-def rows_of(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> Build:
+def rows_of(config: ModelConfig, tokenizer: Tokenizer, seed: int, alone: bool = False) -> Build:
     """What makes rows of old text for a model: each token from those before it; beside an encoder, what was taken out.
+
+    Args:
+        seed: of what is taken out.
+        alone: each row is one document, as what stands before a row wants it: later ones see those before them.
 
     Raises:
         UserError: the tokenizer has neither the sentinels nor the mask that the latter needs.
@@ -75,7 +82,8 @@ def rows_of(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> Build:
     vocabulary = Vocabulary.of(tokenizer, config.vocab)
     if config.kind == "encoder-decoder":
         objective = "span" if vocabulary.sentinels else "denoise"
-    return builder(objective, config.kind, NoiseConfig(), vocabulary, seed, config.opens)
+    build = builder(objective, config.kind, NoiseConfig(), vocabulary, seed, config.opens)
+    return partial(_as_one, build) if alone else build
 
 
 def probe(source: Source, build: Build, block: int, micro_tokens: int, limit: int) -> Callable[[], Iterator[Batch]]:
@@ -102,6 +110,23 @@ class Replay:
         for start in range(first, last, rows):
             places = [self.order.place(number) for number in range(start, min(start + rows, last))]
             yield self.order.build(self.order.source, places, self.order.block)
+
+
+def _as_one(build: Build, source: Source, places: list[Place], block: int) -> Batch:
+    """Rows whose documents are one."""
+    batch = build(source, places, block)
+    encoder = batch.encoder
+    if encoder is not None:
+        encoder = EncoderInput(encoder.tokens, _counted(encoder.tokens), _one(encoder.segments))
+    return batch._replace(positions=_counted(batch.tokens), segments=_one(batch.segments), encoder=encoder)
+
+
+def _counted(tokens: Tensor) -> Tensor:
+    return torch.arange(tokens.shape[1]).expand_as(tokens)
+
+
+def _one(segments: Tensor) -> Tensor:
+    return segments.clamp(max=1)
 
 
 def _encoded(path: str, tokenizer: Tokenizer) -> Texts:

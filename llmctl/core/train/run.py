@@ -25,7 +25,7 @@ BEST = "best"
 
 
 class Probe(NamedTuple):
-    """Data besides the held-out text that each evaluation measures: of the old kind, say, to see what is forgotten.
+    """Data besides the held-out text that is measured before and after: of the old kind, to see what is forgotten.
 
     Attributes:
         batches: makes them.
@@ -43,14 +43,14 @@ class Evaluation(NamedTuple):
 
     Attributes:
         step: steps taken.
-        loss: nats a token, or whatever is scored.
+        loss: nats a token, or whatever is scored; None: there is no held-out text, only further data.
         bits_per_byte: of the text; None where not all of it is scored, each token once.
         best: it is the lowest so far.
         measures: what else is known, by name; what `heldout` figures are called begins with heldout.
     """
 
     step: int
-    loss: float
+    loss: float | None
     bits_per_byte: float | None
     best: bool
     measures: dict[str, float]
@@ -59,7 +59,8 @@ class Evaluation(NamedTuple):
     def figures(self) -> dict[str, float]:
         """Every figure there is, by name."""
         bits = {} if self.bits_per_byte is None else {"heldout_bits_per_byte": self.bits_per_byte}
-        return {"heldout_loss": self.loss, **bits, **self.measures}
+        loss = {} if self.loss is None else {"heldout_loss": self.loss}
+        return {**loss, **bits, **self.measures}
 
     def __str__(self) -> str:
         def digits(name: str) -> int:
@@ -81,7 +82,7 @@ class Run:
         bytes_per_token: of the held-out text, for bits per byte; None where they would mean nothing.
         seed: of what is dropped in training.
         labelled: what is scored is no token, so a perplexity would mean nothing.
-        probes: further data to measure at each evaluation, by the name of their figures.
+        probes: further data to measure before the first step and after the last, by the name of their figures.
         eval_every: steps between evaluations; there is one before the first step and one after the last, too.
         save_every: seconds between states written to disk.
         write: writes the model as a checkpoint into a directory.
@@ -129,17 +130,22 @@ class Run:
         self._log.truncate(kept)
         return found is not None
 
-    def go(self) -> Iterator[Step | Evaluation]:
+    def go(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Step | Evaluation]:
         """Train to the last step: every step, and every evaluation, as it is done.
 
         An evaluation that is cut short by leaving the loop is made again on resuming. After the last one the state
         is saved, so that a run that is killed from here on has nothing left to train.
+
+        Args:
+            stop: asked between the batches of an evaluation; where it says so, that is cut short, and the loop ends.
         """
         if self._log is None:
             self.resume()
         saved = time.monotonic()
-        if self._due():
-            yield self._evaluate()
+        if self.due:
+            if (made := self._evaluate(stop)) is None:
+                return
+            yield made
         for step in train(
             self.model,
             self.batches,
@@ -153,8 +159,10 @@ class Run:
         ):
             self._note(step)
             yield step
-            if self._due():
-                yield self._evaluate()
+            if self.due:
+                if (made := self._evaluate(stop)) is None:
+                    return
+                yield made
             if time.monotonic() - saved >= self.save_every or self.done == self.steps:
                 self.save()
                 saved = time.monotonic()
@@ -174,7 +182,8 @@ class Run:
     @property
     def best(self) -> Evaluation | None:
         """The evaluation with the lowest loss."""
-        return min(self.evaluations, key=lambda evaluation: evaluation.loss, default=None)
+        known = [evaluation for evaluation in self.evaluations if evaluation.loss is not None]
+        return min(known, key=lambda evaluation: evaluation.loss, default=None)
 
     def finish(self) -> None:
         """Write the last model into the directory itself; best/ shares its files where the last is the best."""
@@ -188,20 +197,29 @@ class Run:
                     os.link(path, self.directory / BEST / path.name)
         self._log.close()
 
-    def _due(self) -> bool:
+    @property
+    def due(self) -> bool:
         """Whether the model as it is now is still to be evaluated."""
-        if self.heldout is None or (self.evaluations and self.evaluations[-1].step == self.done):
+        measured = self.heldout is not None or bool(self.probes)
+        if not measured or (self.evaluations and self.evaluations[-1].step == self.done):
             return False
+        if self.heldout is None:
+            return self.done in (0, self.steps)
         return self.done % self.eval_every == 0 or self.done == self.steps
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self, stop: Callable[[], bool]) -> Evaluation | None:
+        """What the model is worth now, or None where it was cut short."""
         start = time.perf_counter()
-        measures = self._measured("heldout", Probe(self.heldout, self.objective, not self.labelled))
-        mean = measures.pop("heldout_loss")
-        for name, probe in self.probes.items():
-            measures |= self._measured(name, probe)
-        bits = mean / math.log(2) / self.bytes_per_token if self.bytes_per_token else None
-        best = self.best is None or mean < self.best.loss
+        measures: dict[str, float] = {}
+        if self.heldout is not None:
+            measures = self._measured("heldout", Probe(self.heldout, self.objective, not self.labelled), stop)
+        for name, probe in self.probes.items() if self.done in (0, self.steps) else ():
+            measures |= self._measured(name, probe, stop)
+        if stop():
+            return None
+        mean = measures.pop("heldout_loss", None)
+        bits = mean / math.log(2) / self.bytes_per_token if self.bytes_per_token and mean is not None else None
+        best = mean is not None and (self.best is None or mean < self.best.loss)
         made = Evaluation(self.done, mean, bits, best, measures)
         self.seconds += time.perf_counter() - start
         self.evaluations.append(made)
@@ -210,12 +228,14 @@ class Run:
             self._keep_best()
         return made
 
-    def _measured(self, data: str, probe: Probe) -> dict[str, float]:
-        """The figures of some data, by its name and theirs: its mean loss first."""
+    def _measured(self, data: str, probe: Probe, stop: Callable[[], bool]) -> dict[str, float]:
+        """The figures of some data, by its name and theirs: its mean loss first; of a part, where it is to stop."""
         sums = {"loss": Measure(torch.zeros(()), 0)}
         for loss in evaluate(self.model, probe.batches(), probe.objective, self.place):
             for name, one in {"loss": Measure(loss.total, loss.count), **loss.measures}.items():
                 sums[name] = sums[name].plus(one) if name in sums else one
+            if stop():
+                break
         means = {known: value for name, one in sums.items() for known, value in one.figures(name).items()}
         more = {"perplexity": math.exp(min(means["loss"], 700.0))} if probe.tokens else {}
         return {f"{data}_{name}": value for name, value in {"loss": means.pop("loss"), **more, **means}.items()}
