@@ -279,6 +279,7 @@ complete -c llmctl -n '__fish_seen_subcommand_from lora-merge' -l color -d 'Colo
 complete -c llmctl -n '__fish_seen_subcommand_from lora-merge' -l no-color -d 'Colors and live progress where stderr or stdout is a terminal'
 complete -c llmctl -n '__fish_seen_subcommand_from lora-merge' -l base -r -F -d 'Checkpoint to merge into'
 complete -c llmctl -n '__fish_seen_subcommand_from lora-merge' -l dtype -x -a 'auto fp32 bf16 fp16' -d 'Type of the merged weights'
+complete -c llmctl -n '__fish_seen_subcommand_from lora-merge' -l base-precision -x -a 'stored nf4 nf4-dq' -d 'stored: weights of the base count as its files have them'
 complete -c llmctl -n '__fish_seen_subcommand_from lora-merge' -l check -d 'Compare the logits of base and adapter with those of the merged model'
 complete -c llmctl -n '__fish_seen_subcommand_from lora-merge' -l no-check -d 'Compare the logits of base and adapter with those of the merged model'
 complete -c llmctl -n '__fish_seen_subcommand_from lora-merge' -l threads -x -d 'CPU threads'
