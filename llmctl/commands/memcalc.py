@@ -12,7 +12,7 @@ from llmctl.flags import Shown, expand, model_path
 from llmctl.spec.memory import Memory, Solvable, classic, estimate, gib, kv_cache, solve, trainable_parameters
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.presets import Shape
-from llmctl.spec.setting import ELEMENT, Setting
+from llmctl.spec.setting import ELEMENT, Dtype, Setting, Tuning
 from llmctl.spec.sizes import chinchilla_tokens, flops_per_token, forward_flops, parameters, six_n
 from llmctl.spec.spent import spent_flops
 
@@ -29,9 +29,13 @@ MODEL = "Checkpoint directory, config.json, token directory (with --preset), or 
 def memcalc(
     shape: Shape,
     setting: Setting,
+    tuning: Tuning,
     shown: Shown,
     model: Annotated[Path | None, typer.Argument(help=MODEL)] = None,
     vocab_size: Annotated[int | None, "Vocabulary of a --preset; default: that of the token directory."] = None,
+    stored: Annotated[
+        Dtype | None, "With --method: type of the frozen tensors beside the layers' matrices; default: --dtype."
+    ] = None,
     rule: Annotated[Literal["exact", "classic"], "classic: the 4 + 20 bytes a parameter of LLM courses."] = "exact",
     fit: Annotated[str | None, "Memory of one device, as in 24GiB or 80GB: solve for the largest --solve."] = None,
     solve_for: Annotated[Solvable, typer.Option("--solve", help="What --fit solves for.")] = "batch",
@@ -45,7 +49,7 @@ def memcalc(
     """
     budget = None if fit is None else size_of(fit, "--fit")
     config, name = _config(model, shape, vocab_size)
-    value = None
+    setting, value = tuning.applied(setting, stored), None
     if budget is not None:
         if rule == "classic":
             raise UserError(
@@ -138,6 +142,7 @@ def _report(config: ModelConfig, setting: Setting, memory: Memory) -> dict[str, 
         "chinchilla_tokens": chinchilla_tokens(config),
         "kind": config.kind,
         "mode": setting.mode,
+        "method": setting.tuning.method if training else None,
         "dtype": setting.dtype,
         "precision": setting.precision if training and setting.dtype != "fp32" else setting.dtype,
         "batch": setting.batch,
@@ -203,11 +208,9 @@ def _notes(setting: Setting, report: dict[str, Any]) -> dict[str, str]:
         names = {"weights": 4, "gradients": 4, "optimizer": 8, "activations": 8}
         return {name: f"{size} bytes a parameter" for name, size in names.items()} | {"total": "4 + 20"}
     training = setting.mode == "training"
-    held = "fp32" if setting.autocast else setting.dtype
-    if setting.quantize != "none":
-        held = setting.quantize
+    held = "fp32" if setting.casts and not setting.tuning.makes_adapter else setting.matrices
     return {
-        "weights": held + (f", adapters of rank {setting.lora_rank}" if setting.lora_rank else ""),
+        "weights": held + (f", trained by {setting.tuning.method}" if setting.tuning.method != "full" else ""),
         "optimizer": setting.optimizer,
         "master_weights": "fp32",
         "activations": ("kept for the backward pass" if training else "of the layer at work"),

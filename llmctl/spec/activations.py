@@ -7,7 +7,7 @@ h width, f ff, a heads, d head_dim, q = a d, kv = kv_heads d, s tokens of a row,
 from math import ceil, prod
 
 from llmctl.errors import Exit, UserError
-from llmctl.spec.kept import Rows, explicit, norm_bytes, of_layer, rows_of, stream_bytes
+from llmctl.spec.kept import Rows, explicit, norm_bytes, of_layer, rows_of, stream_bytes, summed
 from llmctl.spec.learning import Layer, head_learns, last_learns, learning
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.setting import ELEMENT, Setting
@@ -103,14 +103,21 @@ def in_the_backward_pass(config: ModelConfig, setting: Setting, rows: Rows, laye
     e, s = ELEMENT[setting.dtype], stream_bytes(setting)
     size += (2 if config.gated else 1) * config.ff * e / setting.tensor_parallel + config.width * s
     size -= outside(config, setting, rows)["last"]
-    return ceil(setting.batch * rows.tokens * size + _masks(config, setting)) + _dense(config, setting)
+    return ceil(setting.batch * rows.tokens * size + _masks(config, setting)) + _dense(config, setting, rows)
 
 
-def _dense(config: ModelConfig, setting: Setting) -> int:
-    """Bytes of a frozen matrix that is held in another type than the arithmetic's, while it multiplies: the largest."""
-    if setting.matrices == setting.dtype or not setting.tuning.makes_adapter:
+def _dense(config: ModelConfig, setting: Setting, rows: Rows) -> int:
+    """Bytes of the largest matrix that is made for a product: of few bits, of another type, or with its adapter."""
+    tuning, sizes = setting.tuning, {name: prod(shape) for name, shape in linears(config).items()}
+    if not tuning.makes_adapter:
         return 0
-    return ELEMENT[setting.dtype] * max(map(prod, linears(config).values())) // setting.tensor_parallel
+    made = ELEMENT[setting.dtype] * max(sizes.values()) if setting.matrices != setting.dtype else 0
+    if tuning.low_rank:
+        low = {name for layer in learning(config, tuning)[rows.stack] for name in layer.attention.low | layer.mlp.low}
+        each = 8 if tuning.method == "dora" and setting.matrices != "fp32" else 4  # lengths are those of an fp32 sum
+        met = (name for name in low if tuning.method == "dora" or summed(config, setting, rows, name))
+        made = max([made, *(each * sizes[name] for name in met)])
+    return made // setting.tensor_parallel
 
 
 def logits(config: ModelConfig, setting: Setting) -> int:

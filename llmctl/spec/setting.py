@@ -1,10 +1,10 @@
 """Setting: how a model is trained or run, as far as memory and operations depend on it."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Literal
 
 from llmctl.errors import Exit, UserError
-from llmctl.spec.adapt import AdaptConfig
+from llmctl.spec.adapt import AdaptConfig, Method
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.noise import NoiseConfig
 from llmctl.spec.quantized import Quantized
@@ -227,3 +227,47 @@ class Tuned(Setting):
         if name == "lora_rank":
             return replace(self, adapt=replace(self.adapt, rank=value))
         return replace(self, **{name: value})
+
+
+@dataclass(frozen=True)
+class Tuning(AdaptConfig):
+    """Fine-tuning.
+
+    What of a model is trained, as `finetune` takes it, without what memory does not depend on.
+    """
+
+    method: Annotated[Method, "What is trained, as with finetune; full: everything."] = "full"
+    alpha: None = field(default=None, init=False)
+    lora_plus: float = field(default=1.0, init=False)
+    prompt_text: None = field(default=None, init=False)
+
+    def applied(self, setting: Setting, stored: Dtype | None) -> Setting:
+        """The setting of a fine-tuning; itself where everything is trained, or what --lora-rank says.
+
+        Args:
+            stored: in which numbers the frozen tensors outside the layers are held; None: those of the arithmetic.
+
+        Raises:
+            UserError: options of both ways to say it, or of one that runs the model.
+        """
+        if self == Tuning():
+            return setting
+        other = [
+            flag
+            for flag, given in (
+                ("--lora-rank", setting.lora_rank > 0),
+                ("--quantize", setting.quantize != "none"),
+                ("--mode inference", setting.mode == "inference"),
+                ("--implementation", setting.implementation != "llmctl"),
+            )
+            if given
+        ]
+        if other:
+            raise UserError(
+                f"--method {self.method} and {', '.join(other)} do not go together.",
+                "Keep --method, with --rank, --targets and --base-dtype of its own, or leave it out.",
+                Exit.USAGE,
+            )
+        values = {part.name: getattr(setting, part.name) for part in fields(setting)}
+        own = {part.name: getattr(self, part.name) for part in fields(AdaptConfig)}
+        return Tuned(**values, adapt=AdaptConfig(**own), stored=stored)

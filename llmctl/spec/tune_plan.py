@@ -11,7 +11,7 @@ from llmctl.spec.plan import MOST_TOKENS, SHARE, machine_memory
 from llmctl.spec.setting import Dtype, Tuned
 from llmctl.spec.sizes import parameters
 from llmctl.spec.spent import spent_flops
-from llmctl.spec.trained import total_parameters, trained_parameters
+from llmctl.spec.trained import own_shapes, total_parameters, trained_parameters
 from llmctl.spec.tune import TuneConfig
 
 
@@ -83,6 +83,8 @@ class TunePlan:
         """
         budget = SHARE * (machine_memory() if memory is None else memory)
         row = longest + (source_longest or 0)
+        if "embed.tokens.weight" in own_shapes(config, adapt):
+            stored = "fp32"  # what is trained is, and so is the stream that begins with it
 
         def setting(tokens: int) -> Tuned:
             return Tuned(
@@ -94,7 +96,7 @@ class TunePlan:
                 optimizer=tune.optimizer,
                 recompute=tune.recompute,
                 device="cpu" if memory is None else "cuda",
-                packed=packed,
+                packed=True,  # padded rows have positions and segments of their own, too
                 adapt=adapt,
                 stored=stored,
             )

@@ -21,7 +21,8 @@ def freeze(model: Transformer, config: AdaptConfig, dtype: torch.dtype) -> None:
     """Hold what an adapter leaves as it is in the type that the method asks for; one matrix at a time, in place.
 
     Matrices of the layers are packed or cast, and their sources given up; parameters that are to be trained as they
-    are become float32, and with embeddings among them norms as well; all else stays. A method that writes a whole checkpoint changes nothing. Adapters are not
+    are become float32, and with embeddings among them norms as well; all else stays, unless the arithmetic is in
+    float32, which takes nothing else. A method that writes a whole checkpoint changes nothing. Adapters are not
     attached here, and those that are stay.
 
     Args:
@@ -31,8 +32,10 @@ def freeze(model: Transformer, config: AdaptConfig, dtype: torch.dtype) -> None:
         return
     trained = own_shapes(model.config, config)
     wide = any(name.startswith("embed.") for name in trained)  # float32 vectors, which norms have to fit
+    inner = {f"{path}.weight" for layer in model.layers for path, _ in _frozen(model, layer, trained)}
     for name, parameter in model.named_parameters():
-        if name in trained or (wide and parameter.ndim == 1):
+        beside = name not in inner and dtype == torch.float32  # no autocast makes types agree
+        if name in trained or beside or (wide and parameter.ndim == 1):
             parameter.data = parameter.data.float()
     for layer in model.layers:
         sources = []
