@@ -9,11 +9,12 @@ import typer
 
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Shown, Written, expand, invocation, model_path
+from llmctl.spec.contents import manifest_of
 from llmctl.spec.edits import Given
 from llmctl.spec.layout import Output
-from llmctl.spec.manifest import Input, read_manifest, recorded
+from llmctl.spec.manifest import Input, recorded
 from llmctl.spec.memory import gib
-from llmctl.spec.merge_plan import MergePlan
+from llmctl.spec.merge_plan import MergePlan, Precision
 from llmctl.spec.peft import base_of
 
 SPARSE = 0.1  # share of zeros from which a base is said to be sparse
@@ -35,6 +36,11 @@ def lora_merge(
         Path | None, typer.Option(help="Checkpoint to merge into; default: the one that the adapters name.")
     ] = None,
     dtype: Annotated[Stored, "Type of the merged weights; auto: each as the base has it."] = "auto",
+    base_precision: Annotated[
+        Precision,
+        "stored: weights of the base count as its files have them; nf4, nf4-dq: matrices of the layers as they are in "
+        "4 bits (scales quantized, too), beside which QLoRA trains.",
+    ] = "stored",
     check: Annotated[
         bool, "Compare the logits of base and adapter with those of the merged model; needs memory for both."
     ] = False,
@@ -50,7 +56,7 @@ def lora_merge(
 
     The base must be the one that the adapter was trained on, as its llmctl.json has its digest (else exit code 4); one
     that --base names may be another of the same shape, with a warning. Weights must be plain floats: merge into the
-    checkpoint that a quantized one was made from.
+    checkpoint that a quantized one was made from, with --base-precision as the adapter knew it.
     """
     given = _given(adapter)
     if check and (len(given) > 1 or given[0].weight != 1):
@@ -67,7 +73,7 @@ def lora_merge(
             Exit.MISMATCH,
         )
     place = next(iter(bases.values()))
-    plan = MergePlan.of(place, given, None if dtype == "auto" else dtype)
+    plan = MergePlan.of(place, given, None if dtype == "auto" else dtype, base_precision)
     invocation().options.update(base=str(place), adapter=[str(one.path) for one in given])
     invocation().options["weights"] = [one.weight for one in given]
     inputs = [place, *(one.path for one in given)]
@@ -77,7 +83,7 @@ def lora_merge(
     console = Console(shown)
     if not output.up_to_date:
         _check_identity(output.inputs[0], given, explicit=base is not None, warn=console.warn)
-        for note in plan.notes:
+        for note in (*plan.notes, *_unlike(given, base_precision)):
             console.warn(note)
     if written.dry_run:
         facts = plan.facts() | {"base": str(place), "path": str(written.out), "up_to_date": output.up_to_date}
@@ -113,7 +119,7 @@ def _given(adapters: list[str]) -> list[Given]:
 def _check_identity(found: Input, given: list[Given], explicit: bool, warn: Callable[[str], None]) -> None:
     """Whether the base is what each adapter was trained on, as far as its llmctl.json tells."""
     for one in given:
-        inputs = recorded(read_manifest(one.path) or {})
+        inputs = recorded(manifest_of(one.path)[0] or {})
         if not inputs or inputs[0].sha256 is None or found.sha256 in [known.sha256 for known in inputs]:
             continue
         problem = f"{one.path} was trained on a checkpoint whose files are not those of {found.path}"
@@ -124,6 +130,22 @@ def _check_identity(found: Input, given: list[Given], explicit: bool, warn: Call
                 Exit.MISMATCH,
             )
         warn(f"{problem}.")
+
+
+def _unlike(given: list[Given], precision: Precision) -> list[str]:
+    """Which adapters were trained beside weights that were held in another precision, in words."""
+    notes = []
+    for one in given:
+        options = (manifest_of(one.path)[0] or {}).get("options") or {}
+        method, held = options.get("method"), options.get("base_dtype")
+        packed = held == "nf4" or (method == "qlora" and held in ("auto", None))
+        wanted = ("nf4" if options.get("double_quant") is False else "nf4-dq") if packed else "stored"
+        if method is not None and wanted != precision:
+            notes.append(
+                f"{one.path} was trained beside weights that were {'held in 4 bits' if packed else 'not packed'}; "
+                f"--base-precision {wanted} merges into the same."
+            )
+    return notes
 
 
 def _say(metrics: dict[str, Any], console: Any) -> None:

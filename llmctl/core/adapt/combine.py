@@ -62,7 +62,7 @@ def _whole(plan: CombinePlan, blend: Blend, number: int, stream: Stream) -> Tens
         if (one.transposed, one.fusion, one.row) == (rule.transposed, rule.fusion, rule.row):
             return stream.tensor(parts[0].info)
     wanted, heads = shapes(plan.config), plan.config.heads
-    ours = {}
+    ours: dict[str, Tensor] = {}
     for part in parts:
         rows = [wanted[name][0] for name in part.rule.ours]
         ours |= dict(zip(part.rule.ours, split(part.rule, stream.tensor(part.info), rows, heads), strict=True))

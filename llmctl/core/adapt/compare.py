@@ -7,14 +7,16 @@ from torch import Tensor
 
 from llmctl.core.checkpoint.directory import Checkpoint
 from llmctl.core.checkpoint.write import DTYPES
+from llmctl.core.compress.frozen import freeze
 from llmctl.core.model.memory import EncoderInput
 from llmctl.core.model.transformer import Transformer
+from llmctl.spec.adapt import AdaptConfig
 from llmctl.spec.families import read_config
 from llmctl.spec.merge_plan import MergePlan
 
 ROWS, TOKENS, SEED = 2, 64, 0
-SLACK = 3  # how many times the difference that one rounding makes is allowed
-FLOOR = 8  # and how many last places of the largest score, for the sums of the arithmetic
+SLACK = 4  # how many times the difference that one rounding makes is allowed
+FLOOR = 64  # and how many last places of the largest score, for the sums of the arithmetic
 
 
 @torch.no_grad()
@@ -40,7 +42,11 @@ def compare(plan: MergePlan, merged: Path) -> dict[str, float]:
     found = _scores(made)
     shape = read_config(plan.base)
     shape = shape if shape.labels == opened.config.labels else opened.config  # a head that the adapter brings
-    wanted = _scores(Checkpoint(plan.given[0].path, shape, plan.base).model(dtype=torch.float32))
+    beside = Checkpoint(plan.given[0].path, shape, plan.base).model(dtype=torch.float32)
+    if plan.precision != "stored":
+        freeze(beside, AdaptConfig("qlora", double_quant=plan.precision == "nf4-dq"), torch.float32)
+    wanted = _scores(beside)
+    del beside
     chance = torch.Generator().manual_seed(SEED)
     eps = max(torch.finfo(DTYPES[one.dtype]).eps for one in plan.tensors)
     for parameter in made.parameters():
