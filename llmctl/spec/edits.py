@@ -11,6 +11,7 @@ from llmctl.spec.account import rules
 from llmctl.spec.families import family_for
 from llmctl.spec.families.family import Family
 from llmctl.spec.model import ModelConfig
+from llmctl.spec.names import Name
 from llmctl.spec.peft import Adapter, part_of
 from llmctl.spec.remade import SPELLED, apart, some
 from llmctl.spec.safetensors import BITS, TensorInfo
@@ -78,6 +79,7 @@ class Made:
         edits: in the order of the adapters.
         turned: the file holds (in, out), or it is a table: features that leave are its columns.
         scale: what the base's tensor and the edits are multiplied by at last: of a head that was tied and scaled.
+        packed: the rule by which it holds matrices of ours whose weights count as NF4 has them, or None.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Made:
     edits: tuple[Edit, ...] = ()
     turned: bool = False
     scale: float = 1.0
+    packed: Name | None = None
 
     @property
     def bytes(self) -> int:

@@ -1,21 +1,25 @@
 """MergePlan: which tensor of a checkpoint each part of an adapter changes, and what the merged checkpoint holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.account import account, rules, their_shape
 from llmctl.spec.classifier import Labelling, with_classifier
 from llmctl.spec.edits import Edit, Given, Made, edits_of, unfit
 from llmctl.spec.families import config_of, family_for, family_read, read_config, read_config_json
+from llmctl.spec.families.family import Family
 from llmctl.spec.model import ModelConfig
+from llmctl.spec.names import Name
 from llmctl.spec.peft import Adapter, part_of, read_adapter, weights_of
 from llmctl.spec.remade import HEAD, NAMED, apart, check_plain, remade, some
 from llmctl.spec.safetensors import TensorInfo, read_header, read_tensors
 from llmctl.spec.sites import sites
 from llmctl.spec.sizes import shapes
 
+Precision = Literal["stored", "nf4", "nf4-dq"]
 MERGED = ("LORA", "IA3")  # kinds of adapters that weights alone can express
 _TASKS: dict[str, Labelling] = {"SEQ_CLS": "classify", "TOKEN_CLS": "tag"}
 _EMBEDDING = "embed.tokens.weight"
@@ -33,6 +37,7 @@ class MergePlan:
         tensors: in the order they are written.
         dropped: tensors of the base that the merged model has no place for.
         notes: what a user should know.
+        precision: in which the base's matrices count.
     """
 
     base: Path
@@ -42,13 +47,18 @@ class MergePlan:
     tensors: tuple[Made, ...]
     dropped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    precision: Precision = "stored"
 
     @classmethod
-    def of(cls, base: Path, given: list[Given], dtype: str | None = None) -> "MergePlan":
+    def of(
+        cls, base: Path, given: list[Given], dtype: str | None = None, precision: Precision = "stored"
+    ) -> "MergePlan":
         """Reads headers and configs, and checks that all fits.
 
         Args:
             dtype: of the floats: fp32, bf16, fp16; None: as the base's.
+            precision: stored: weights of the base are what its files hold; nf4, nf4-dq: matrices of the layers are what
+                is left of them in 4 bits (with scales that are quantized, too), as in training by QLoRA.
 
         Raises:
             UserError: a base that is quantized or an adapter itself, an adapter of a kind that cannot be merged,
@@ -67,12 +77,16 @@ class MergePlan:
                 found.setdefault(name, []).extend(edits)
         target, notes = _untied(headed, found, given)
         tensors, dropped = _tensors(base, config, target, given, found, NAMED[dtype] if dtype else None)
+        if precision != "stored":
+            tensors = [
+                _packed(one, rule) for one, rule in zip(tensors, rules(target, _family(config, target)), strict=True)
+            ]
         if dropped:
             notes.append(f"left out, as the merged model has no use for it: {some(dropped)}.")
         if target.classifier == "none" and (headless := [a.task for a in adapters if a.task in _TASKS]):
             notes.append(f"an adapter of task {headless[0]} brings no head for it: the merged model has the base's.")
         json = remade({**json, **(said or {})}, config, target, dtype)
-        return cls(base, tuple(given), target, json, tuple(tensors), tuple(dropped), tuple(notes))
+        return cls(base, tuple(given), target, json, tuple(tensors), tuple(dropped), tuple(notes), precision)
 
     @property
     def bytes(self) -> int:
@@ -173,6 +187,16 @@ def _alike(one: list[Edit], other: list[Edit], given: list[Given]) -> bool:
     return True
 
 
+def _family(config: ModelConfig, target: ModelConfig) -> Family:
+    """Whose names the merged checkpoint has."""
+    return family_read(config) if target == config else family_for(target)
+
+
+def _packed(made: Made, rule: Name) -> Made:
+    """A tensor that counts as it is in 4 bits, where it holds matrices of a layer."""
+    return replace(made, packed=rule) if ".layers." in rule.ours[0] and len(made.shape) == 2 else made
+
+
 def _tensors(
     base: Path,
     config: ModelConfig,
@@ -182,7 +206,7 @@ def _tensors(
     dtype: str | None,
 ) -> tuple[list[Made], list[str]]:
     """The tensors of the merged checkpoint, and those of the base that are left out."""
-    family = family_read(config) if target == config else family_for(target)
+    family = _family(config, target)
     stored = account(read_tensors(base), config, str(base)).stored
     sources = {rule.ours: (rule, info) for rule, info in stored.items()}
     tables = {site.ours for site in sites(target, family) if site.table}

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from llmctl.core.checkpoint.directory import SHARD_BYTES
+from llmctl.core.checkpoint.names import join, split
 from llmctl.core.checkpoint.stream import Stream
 from llmctl.core.checkpoint.write import DTYPES, Item, write_shards
+from llmctl.core.compress.nf4 import pack, unpack
 from llmctl.errors import UserError
 from llmctl.spec.edits import Edit, EditKind, Made
 from llmctl.spec.merge_plan import MergePlan
+from llmctl.spec.names import Name
 from llmctl.spec.peft import weights_of
+from llmctl.spec.sizes import shapes
 
 BLOCK = 1 << 18  # elements that are summed at once: few enough to stay in a cache
 Parts = dict[str, Tensor]
@@ -86,6 +90,8 @@ def merge(plan: MergePlan, directory: Path, progress: Callable[[int], None] = la
                 stream.release()
             stored = None if made.source is None else base.tensor(made.source)
             edits = [(edit, _parts(edit, given)) for edit in made.edits]
+            if made.packed is not None:
+                stored = _in_four_bits(plan, made.packed, stored)
             progress(done)
             done += made.bytes
             return _merged(made, stored, edits, weights, seen)
@@ -99,6 +105,14 @@ def merge(plan: MergePlan, directory: Path, progress: Callable[[int], None] = la
 
 def _parts(edit: Edit, given: list[Stream]) -> Parts:
     return {name: given[edit.given].tensor(info) for name, info in edit.parts.items()}
+
+
+def _in_four_bits(plan: MergePlan, rule: Name, stored: Tensor) -> Tensor:
+    """What NF4 leaves of the matrices that a tensor holds, each packed by itself as in training; float32."""
+    wanted, heads = shapes(plan.config), plan.config.heads
+    parts = split(rule, stored, [wanted[name][0] for name in rule.ours], heads)
+    double = plan.precision == "nf4-dq"
+    return join(rule, [unpack(pack(part, double), tuple(part.shape), torch.float32) for part in parts], heads)
 
 
 def _merged(
