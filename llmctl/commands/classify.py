@@ -7,9 +7,8 @@ import typer
 
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, Texts, expand, model_path
+from llmctl.spec.model import Level
 from llmctl.spec.tasks import has, suited
-
-Level = Literal["sequence", "token"]
 
 
 @expand

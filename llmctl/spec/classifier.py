@@ -4,10 +4,10 @@ from typing import Literal
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.families import family_for, fitted
-from llmctl.spec.model import Classifier, ModelConfig, Problem
+from llmctl.spec.model import Level, ModelConfig, Problem
 
 Labelling = Literal["classify", "tag"]
-_LEVELS: dict[Labelling, Classifier] = {"classify": "sequence", "tag": "token"}
+_LEVELS: dict[Labelling, Level] = {"classify": "sequence", "tag": "token"}
 _NO_OTHER_HEAD = {
     "lm_head": False,
     "pooler": False,
@@ -52,7 +52,7 @@ def with_classifier(
     return published.resized(**changes)
 
 
-def _own(config: ModelConfig, level: Classifier) -> dict[str, object]:
+def _own(config: ModelConfig, level: Level) -> dict[str, object]:
     """Of a model that has no such class in transformers."""
     if config.kind == "encoder-decoder" and level == "token":
         raise UserError(

@@ -14,6 +14,7 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Position = Literal["rope", "learned", "alibi", "sinusoidal", "relative", "none"]
 RopeKind = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
 Rotation = Literal["global", "local"]
+Level = Literal["sequence", "token"]  # what a label is about: a text, or one of its words
 Classifier = Literal["none", "sequence", "token"]
 ClassifierDense = Literal["none", "tanh", "relu"]
 Pool = Literal["first", "last"]

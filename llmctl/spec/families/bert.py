@@ -5,7 +5,7 @@ from llmctl.spec.families.decoder import ACTIVATIONS, SPELLED
 from llmctl.spec.families.family import Family, pair, tokens_json
 from llmctl.spec.families.fields import Fields
 from llmctl.spec.families.heads import SEQUENCE, TOKEN, classifier_dropout, heads_json, read_heads
-from llmctl.spec.model import Classifier, ModelConfig
+from llmctl.spec.model import Level, ModelConfig
 from llmctl.spec.names import Name
 
 _CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "distilbert": "DistilBert"}
@@ -267,7 +267,7 @@ def _classifier_names(config: ModelConfig, dense: str, out: str) -> list[Name]:
     return [*pair(dense, "classifier.dense", bias=True), *pair(out, "classifier.out", bias=True)]
 
 
-def _classifiers(config: ModelConfig) -> dict[Classifier, dict[str, object]]:
+def _classifiers(config: ModelConfig) -> dict[Level, dict[str, object]]:
     known, alone = _HEADS[config.model_type], {"pooler": False, "lm_head": False}
     fresh = {"classifier_dropout": _DISTIL_DROPOUT} if config.model_type == "distilbert" else {}
     return {"sequence": {**alone, **known[SEQUENCE], **fresh}, "token": {**alone, **known[TOKEN]}}

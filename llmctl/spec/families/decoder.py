@@ -23,9 +23,10 @@ IGNORED = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"rotary_emb\.inv_fr
 SPELLED = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
 
-def classes_of(prefix: str) -> dict[Classifier, str]:
-    """The classes of transformers for a decoder, by their classifier."""
-    return {"none": f"{prefix}ForCausalLM", "sequence": prefix + SEQUENCE, "token": prefix + TOKEN}
+def classes_of(prefix: str, words: bool = True) -> dict[Classifier, str]:
+    """The classes of transformers for a decoder, by their classifier; `words`: there is one that labels words."""
+    classes: dict[Classifier, str] = {"none": f"{prefix}ForCausalLM", "sequence": prefix + SEQUENCE}
+    return {**classes, "token": prefix + TOKEN} if words else classes
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llmctl.spec.model import Classifier, ModelConfig
+from llmctl.spec.model import Level, ModelConfig
 from llmctl.spec.names import Name
 
 
@@ -36,7 +36,7 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
     settled: tuple[str, ...] = ()
-    classifiers: Callable[[ModelConfig], dict[Classifier, dict[str, object]]] = lambda config: {}
+    classifiers: Callable[[ModelConfig], dict[Level, dict[str, object]]] = lambda config: {}
 
     def renaming(self, name: str) -> str:
         """What a stored tensor is called in files of today."""

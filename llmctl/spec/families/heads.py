@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from llmctl.errors import Exit, UserError
 from llmctl.spec.families.family import pair
 from llmctl.spec.families.fields import Fields
-from llmctl.spec.model import Classifier, ModelConfig
+from llmctl.spec.model import Classifier, Level, ModelConfig
 from llmctl.spec.names import Name
 
 _MOST_LABELS = 1 << 20
@@ -18,7 +18,7 @@ _PROBLEMS = {
 
 SEQUENCE, TOKEN = "ForSequenceClassification", "ForTokenClassification"
 _DECODER_DROPOUT = 0.1  # before the scores of tokens in a decoder, where its config.json says nothing
-_DECODERS: dict[Classifier, dict[str, object]] = {
+_DECODERS: dict[Level, dict[str, object]] = {
     "sequence": {"classifier": "sequence", "classifier_pool": "last", "lm_head": False},
     "token": {"classifier": "token", "classifier_pool": "last", "lm_head": False},
 }
@@ -64,7 +64,7 @@ def read_decoder_heads(
     """
     named = fields.json.get("architectures")
     name = str(named[0]) if isinstance(named, list) and named else classes["none"]
-    found: Classifier = next((classifier for classifier in _DECODERS if classes.get(classifier) == name), "none")
+    found: Classifier = next((level for level in _DECODERS if classes.get(level) == name), "none")
     if found == "none":
         if name.endswith((SEQUENCE, TOKEN)):
             fields.refused.append(f"architectures {name} (known: {', '.join(classes.values())})")
@@ -75,7 +75,7 @@ def read_decoder_heads(
 
 def decoder_classifiers(
     classes: Mapping[Classifier, str], dropout: float | None = _DECODER_DROPOUT
-) -> dict[Classifier, dict[str, object]]:
+) -> dict[Level, dict[str, object]]:
     """What the classifiers of a decoder change, for `Family.classifiers`; arguments as for `read_decoder_heads`."""
     return {one: {**_DECODERS[one], "classifier_dropout": dropout} for one in _DECODERS if one in classes}
 

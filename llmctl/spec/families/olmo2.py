@@ -5,6 +5,7 @@ from llmctl.spec.families.decoder import (
     IGNORED,
     SPELLED,
     Defaults,
+    classes_of,
     layer_names,
     read_layer_types,
     read_shape,
@@ -14,10 +15,10 @@ from llmctl.spec.families.family import Family
 from llmctl.spec.families.fields import Fields
 from llmctl.spec.families.heads import decoder_classifiers, decoder_heads_json, read_decoder_heads
 from llmctl.spec.families.rope import read_rope, rope_json
-from llmctl.spec.model import Classifier, ModelConfig
+from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
 
-_CLASSES: dict[Classifier, str] = {"none": "Olmo2ForCausalLM", "sequence": "Olmo2ForSequenceClassification"}
+_CLASSES = classes_of("Olmo2", words=False)
 _DEFAULTS = Defaults(context=2048, norm_eps=1e-5, eos=(50279,), pad=1)
 
 

@@ -4,7 +4,7 @@ from llmctl.errors import Exit, UserError
 from llmctl.spec.families.family import Family, pair, tokens_json
 from llmctl.spec.families.fields import Fields
 from llmctl.spec.families.heads import SEQUENCE, TOKEN, classifier_dropout, heads_json, read_heads
-from llmctl.spec.model import Classifier, ModelConfig
+from llmctl.spec.model import Level, ModelConfig
 from llmctl.spec.names import Name
 
 _CLASSES = {"t5": "T5", "mt5": "MT5"}
@@ -185,7 +185,7 @@ def _classifier_names(config: ModelConfig) -> list[Name]:
     return pair("classifier", "classifier.out", bias=True) if config.labels else []
 
 
-def _classifiers(config: ModelConfig) -> dict[Classifier, dict[str, object]]:
+def _classifiers(config: ModelConfig) -> dict[Level, dict[str, object]]:
     """Words are labelled by the encoder alone; an encoder alone does not label texts."""
     fresh = {"classifier_dropout": _HEAD_DROPOUT[1]}
     if config.kind == "encoder":
