@@ -17,7 +17,8 @@ def venv(tmp_path: Path) -> Path:
         script = path / "bin" / name
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words}"$@"\n')
         script.chmod(0o755)
-    (path / ".llmctl").touch()
+    for name in (".llmctl", ".llmctl-rouge"):
+        (path / name).touch()
     return path
 
 

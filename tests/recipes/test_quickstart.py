@@ -1,5 +1,6 @@
-"""The quickstart recipe, with a smaller model and fewer steps."""
+"""The quickstart recipe and those that go on from its base, with a smaller model and fewer steps."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,37 +12,58 @@ from pathlib import Path
 import pytest
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-SMALL = ["PRESET=1m", "VOCAB=512", "STEPS=20", "TRAIN=--batch-tokens 512 --save-every 0.2"]
+SMALL = ["PRESET=1m", "VOCAB=512", "STEPS=20", "TRAIN=--batch-tokens 512 --save-every 0.2", "SUMMARIES=--limit 40"]
+SMALL += ["TUNE=--steps 4 --batch-size 4 --eval-tokens 500", "REPLAY=0.5"]
 
 
-def command(venv: Path, out: Path) -> list[str]:
-    return ["make", "-C", str(RECIPES), "quickstart", f"VENV={venv}", f"OUT={out}", *SMALL]
+def command(venv: Path, out: Path, *targets: str) -> list[str]:
+    return ["make", "-C", str(RECIPES), *targets, f"VENV={venv}", f"OUT={out}", *SMALL]
 
 
 @pytest.mark.slow
 def test_it_runs_through_shows_its_results_and_finds_everything_up_to_date_the_second_time(tmp_path, venv, shell):
-    first = subprocess.run(command(venv, tmp_path / "out"), env=shell, capture_output=True, text=True)
+    line = command(venv, tmp_path / "out", "quickstart", "summaries")
+    first = subprocess.run(line, env=shell, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     assert "held-out loss" in first.stderr and "perplexity" in first.stdout
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    second = subprocess.run(command(venv, tmp_path / "out"), env=shell, capture_output=True, text=True)
+    second = subprocess.run(line, env=shell, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
     assert "held-out loss" not in second.stderr and " tokenize " not in second.stdout
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == made
+    rows = read(tmp_path / "out" / "summaries.jsonl")
+    assert [row["model"] for row in rows] == ["base", "base, 3 examples", "LoRA", "full"]
+    assert all(0 <= row["rougeL"] <= row["rouge1"] <= 1 and row["retain_perplexity"] > 1 for row in rows)
+    assert rows[0]["retain_perplexity"] == rows[1]["retain_perplexity"] != rows[3]["retain_perplexity"]
+    assert all(row["model"] in second.stdout for row in rows)
+    shown = subprocess.run(command(venv, tmp_path / "out", "forgetting"), env=shell, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    rows = read(tmp_path / "out" / "forgetting.jsonl")
+    before, full, replay, lora = (row["retain_perplexity"] for row in rows)
+    assert len({before, full, replay, lora}) == 4 and rows[3]["trained_parameters"] < rows[1]["trained_parameters"]
+    asked = read(tmp_path / "out" / "test.jsonl")
+    seen = "".join(record["text"] for record in read(tmp_path / "out" / "docs.jsonl"))
+    assert len(asked) > 20 and not any(record["completion"] in seen for record in asked)
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(tmp_path, venv, shell):
-    whole = subprocess.run(command(venv, tmp_path / "whole"), env=shell, capture_output=True, text=True)
+    whole = subprocess.run(command(venv, tmp_path / "whole", "base"), env=shell, capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     for seconds in (1, 4, 7, 10):
         nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        make = subprocess.Popen(command(venv, tmp_path / "killed"), env=shell, start_new_session=True, **nowhere)
+        make = subprocess.Popen(
+            command(venv, tmp_path / "killed", "base"), env=shell, start_new_session=True, **nowhere
+        )
         time.sleep(seconds)
         with suppress(ProcessLookupError):
             os.killpg(make.pid, signal.SIGKILL)
         make.wait()
-    last = subprocess.run(command(venv, tmp_path / "killed"), env=shell, capture_output=True, text=True)
+    last = subprocess.run(command(venv, tmp_path / "killed", "base"), env=shell, capture_output=True, text=True)
     assert last.returncode == 0, last.stderr
     for name in ("docs.jsonl", "tokens/tokenizer.json", "tokens/train-00000.ds", "base/model.safetensors"):
         one, other = ((tmp_path / run / name).read_bytes() for run in ("whole", "killed"))
