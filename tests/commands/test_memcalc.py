@@ -145,3 +145,24 @@ def test_sizes_are_read_in_units_of_1000_and_of_1024(text, size):
     assert size_of(text, "--fit") == size
     with pytest.raises(UserError):
         size_of(f"{text} or so", "--fit")
+
+
+def test_a_method_is_given_as_to_finetune_and_says_what_it_trains(call):
+    argv = ("memcalc", "--preset", "124m", "--family", "gpt2", "--sequence", "128", "--method")
+    found = {name: report(call(*argv, name)) for name in ("full", "lora", "qlora", "prompt")}
+    assert [one["method"] for one in found.values()] == [*found]
+    assert found["full"]["bytes"] == report(call(*argv[:-1]))["bytes"]
+    assert found["lora"]["trainable_parameters"] == 12 * 8 * 6 * 768  # q, k and v share their A
+    assert found["prompt"]["trainable_parameters"] == 20 * 768
+    sizes = [one["bytes"]["total"] for one in found.values()]
+    assert sizes[0] > sizes[1] > sizes[2]
+    wide, narrow = (report(call(*argv, "lora", "--stored", kind))["bytes"]["weights"] for kind in ("fp32", "bf16"))
+    assert narrow < wide
+    solved = report(call(*argv, "lora", "--fit", "4GiB", "--solve", "lora-rank"))
+    assert solved["fit"]["value"] > 8 and solved["bytes"]["total"] <= 4 * 2**30
+
+
+def test_two_ways_to_say_what_is_trained_are_refused(call):
+    for more in (("--lora-rank", "4"), ("--quantize", "nf4"), ("--mode", "inference")):
+        ended = call("memcalc", "--preset", "5m", "--method", "lora", *more)
+        assert ended.code == Exit.USAGE and more[0] in ended.err
