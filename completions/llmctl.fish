@@ -18,7 +18,7 @@ complete -c llmctl -n __fish_use_subcommand -a embed -d 'Make a vector of each t
 complete -c llmctl -n __fish_use_subcommand -a classify -d 'Label texts, or the named entities in them.'
 complete -c llmctl -n __fish_use_subcommand -a eval-ppl -d 'Report a model\'s perplexity on text.'
 complete -c llmctl -n __fish_use_subcommand -a memcalc -d 'Say what a model needs: parameters, memory to train or run it, operations, time.'
-complete -c llmctl -n __fish_use_subcommand -a inspect -d 'Say what a checkpoint, a token directory or a tokenizer holds, or how two of them differ.'
+complete -c llmctl -n __fish_use_subcommand -a inspect -d 'Say what a checkpoint, an adapter, a token directory or a tokenizer holds, or how two of them differ.'
 complete -c llmctl -n __fish_use_subcommand -a attention -d 'Show what each token of a text looks at: the weights of attention.'
 complete -c llmctl -n __fish_use_subcommand -a verify -d 'Check that the files of directories are whole, and fit each other.'
 complete -c llmctl -n __fish_use_subcommand -a plot -d 'Draw the curves of training runs, in the terminal or as a picture.'

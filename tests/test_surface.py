@@ -21,6 +21,7 @@ MISSING = {
     "tokenize": ["missing.txt", "-o", "out"],
     "detokenize": ["missing.txt", "--tokenizer", "missing"],
     "pretrain": ["missing", "-o", "out"],
+    "finetune": ["missing", "missing.jsonl", "-o", "out"],
     "lora-merge": ["missing", "-o", "out"],
     "merge": ["missing", "-o", "out"],
     "prompt": ["missing.jsonl"],

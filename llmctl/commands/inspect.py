@@ -1,4 +1,4 @@
-"""inspect: what a checkpoint, a token directory or a tokenizer holds, and how two of them differ."""
+"""inspect: what a checkpoint, an adapter, a token directory or a tokenizer holds, and how two of them differ."""
 
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,7 +13,7 @@ from llmctl.spec.memory import gib
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.safetensors import TensorInfo
 
-PATH = "Checkpoint, token directory, tokenizer, .safetensors file, or - for a path on stdin."
+PATH = "Checkpoint, adapter, token directory, tokenizer, .safetensors file, or - for a path on stdin."
 Rows = list[tuple[Any, ...]]
 
 # Fields of a shape that people are shown whatever they hold, and of which others what they mean depends on.
@@ -39,7 +39,7 @@ def inspect(
     shown: Shown,
     diff: Annotated[Path | None, typer.Option(metavar="OTHER", help="Say instead what differs in OTHER.")] = None,
 ) -> None:
-    """Say what a checkpoint, a token directory or a tokenizer holds, or how two of them differ.
+    """Say what a checkpoint, an adapter, a token directory or a tokenizer holds, or how two of them differ.
 
     Reads headers only; --diff reads the weights of both. Of tensors of unknown models, all elements are counted.
     """
@@ -66,7 +66,7 @@ def _report(contents: Contents) -> dict[str, Any]:
         "path": str(contents.path),
         "kind": contents.kind,
         "config": _config(contents),
-        "parameters": contents.parameters if contents.kind in ("checkpoint", "tensors") else None,
+        "parameters": contents.parameters if contents.kind in ("checkpoint", "adapter", "tensors") else None,
         "bytes": sum(info.bytes for info in tensors),
         "dtypes": _dtypes(tensors),
         "metadata": contents.metadata,
@@ -144,6 +144,8 @@ def _table(console: Any, report: dict[str, Any], config: ModelConfig | None) -> 
 def _facts(report: dict[str, Any], known: ModelConfig | None) -> Rows:
     config = report["config"] or {}
     model = f" of {config['model_type']}" if "model_type" in config else ""
+    if report["kind"] == "adapter":
+        model = f" ({config.get('peft_type')}) for {config.get('base_model_name_or_path')}"
     if known is not None:
         model += f", {'a' if known.kind == 'decoder' else 'an'} {known.kind}"
     rows: Rows = [("holds", f"{report['kind']}{model}")]

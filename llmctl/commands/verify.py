@@ -140,6 +140,12 @@ def _checkpoint(place: Path, values: bool, note: Say, read: Read) -> list[Proble
     return list(check_checkpoint(place, values, note, read))
 
 
+def _adapter(place: Path, values: bool, note: Say, read: Read) -> list[Problem]:
+    from llmctl.core.checkpoint.check import check_adapter
+
+    return list(check_adapter(place, values, note, read))
+
+
 def _tokens(place: Path, values: bool, note: Say, read: Read) -> list[Problem]:
     from llmctl.core.data.check import check_tokens
 
@@ -158,6 +164,7 @@ def _tokenizer(place: Path, values: bool, note: Say, read: Read) -> list[Problem
 
 CHECKS: dict[Kind, Callable[[Path, bool, Say, Read], list[Problem]]] = {
     "checkpoint": _checkpoint,
+    "adapter": _adapter,
     "tensors": _checkpoint,
     "tokens": _tokens,
     "tokenizer": _tokenizer,

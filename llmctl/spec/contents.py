@@ -1,4 +1,4 @@
-"""Contents: what lies at a path (checkpoint, tensors, tokens, tokenizer), as its small files and headers tell."""
+"""Contents: what lies at a path (checkpoint, adapter, tensors, tokens ...), as its small files and headers tell."""
 
 from dataclasses import dataclass
 from math import prod
@@ -8,12 +8,14 @@ from typing import Any, Literal
 from llmctl.errors import Exit, UserError
 from llmctl.spec.account import account
 from llmctl.spec.families import config_of, read_config_json
+from llmctl.spec.files import read_json
 from llmctl.spec.manifest import listed, read_manifest
 from llmctl.spec.model import ModelConfig
+from llmctl.spec.peft import CONFIG, is_adapter, weights_of
 from llmctl.spec.safetensors import INDEX, SINGLE, TensorInfo, read_header, read_tensors
 from llmctl.spec.sizes import parameters
 
-Kind = Literal["checkpoint", "tensors", "tokens", "tokenizer"]
+Kind = Literal["checkpoint", "adapter", "tensors", "tokens", "tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Contents:
     Attributes:
         path: a directory, or a safetensors file.
         kind: what it is.
-        json: its config.json; None where there is none.
+        json: its config.json, or an adapter's adapter_config.json; None where there is none.
         config: the model's shape; None where there is no config.json, or one of a model that is not known.
         tensors: by name, in the order of the files.
         metadata: of the one file's header.
@@ -52,6 +54,8 @@ class Contents:
             return cls(path, kind, None, None, {}, {}, ())
         if path.is_file():
             return cls(path, kind, None, None, *read_header(path), ())
+        if kind == "adapter":
+            return cls(path, kind, read_json(path / CONFIG, CONFIG), None, *read_header(weights_of(path)), ())
         if kind == "tensors":
             return cls(path, kind, None, None, every_tensor(path), {}, ())
         json = read_config_json(path) if (path / "config.json").is_file() else None
@@ -102,6 +106,8 @@ def kind_of(path: Path) -> Kind | None:
         return None
     if (path / "tokens.json").is_file():
         return "tokens"
+    if is_adapter(path):
+        return "adapter"
     if any((path / name).is_file() for name in ("config.json", SINGLE, INDEX)):
         return "checkpoint"
     tokenizers = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))

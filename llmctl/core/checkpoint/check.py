@@ -11,6 +11,7 @@ from llmctl.spec.contents import every_tensor, has_weights
 from llmctl.spec.families import config_of, family_of, read_config_json
 from llmctl.spec.files import read_json
 from llmctl.spec.model import ModelConfig
+from llmctl.spec.peft import CONFIG, base_of, read_adapter, weights_of
 from llmctl.spec.safetensors import INDEX, TensorInfo, read_header, read_tensors
 from llmctl.spec.whole import Problem
 
@@ -21,7 +22,7 @@ NONE = {"pad_token_id": -1}  # how some say that there is no such id
 def check_checkpoint(
     directory: Path, values: bool, note: Callable[[str], None], read: Callable[[int], None]
 ) -> Iterator[Problem]:
-    """What does not fit in a checkpoint directory, or in one of an adapter or a single file's.
+    """What does not fit in a checkpoint directory, or in that of a single file.
 
     Args:
         values: read all weights, for infinities and NaNs.
@@ -56,6 +57,36 @@ def check_checkpoint(
         yield from _special(directory, json or {}, vocab)
         yield from check_tokenizer(directory, vocab)
     if values and tensors:
+        yield from check_values(directory, tensors, read)
+
+
+def check_adapter(
+    directory: Path, values: bool, note: Callable[[str], None], read: Callable[[int], None]
+) -> Iterator[Problem]:
+    """What does not fit in an adapter's directory, or of it in its base; arguments as for `check_checkpoint`."""
+    from llmctl.core.checkpoint.directory import Checkpoint
+
+    try:
+        read_adapter(directory)
+    except UserError as error:
+        yield Problem.of(directory / CONFIG, error, "config")
+        return
+    try:
+        file = weights_of(directory)
+        tensors, _ = read_header(file)
+    except UserError as error:
+        yield Problem.of(directory, error, "header")
+        return
+    try:
+        base_of(directory)
+    except UserError as error:
+        note(f"{error.problem} So it was not checked whether the adapter fits it.")
+    else:
+        try:
+            Checkpoint.open(directory).model()
+        except UserError as error:
+            yield Problem.of(directory, error, "tensors")
+    if values:
         yield from check_values(directory, tensors, read)
 
 
