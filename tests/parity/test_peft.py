@@ -125,7 +125,7 @@ PEFTS = {
 @pytest.mark.parametrize("case", PEFTS)
 def test_lora_of_peft_opens_here(bases, case, tmp_path):
     name, options = PEFTS[case]
-    options = {"r": 4, "lora_alpha": 7, "init_lora_weights": False, "lora_dropout": 0.1, **options}
+    options = {"r": 4, "lora_alpha": 3, "init_lora_weights": False, "lora_dropout": 0.1, **options}
     check_theirs_here(bases, name, LoraConfig(**options), tmp_path)
 
 

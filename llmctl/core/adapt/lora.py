@@ -43,21 +43,25 @@ class Lora(nn.Module):
 
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
         """What the layer makes of x, (..., in) to (..., out); of a table, (...) ids to (..., width)."""
-        if self._summed(layer, x):
-            y = _Beside.apply(x, layer.bias, self.a, self.b, self.scale, layer)
-            if self.magnitude is not None:
-                y = _rescaled(y, self._factor(layer), layer.bias)
-            return y if self.bias is None else torch.add(y, self.bias, alpha=self.scale)
-        y = layer.plain(x)
         if isinstance(layer, nn.Embedding):
-            low = F.embedding(x, self.a.t())  # (..., r)
+            y, low = layer.plain(x), F.embedding(x, self.a.t())  # (..., width), (..., r)
+            if self.magnitude is None:
+                return torch.add(y, F.linear(low, self.b), alpha=self.scale).to(y.dtype)
+            factor = self._factor(layer)
+            return (y * factor + F.linear(low, factor[:, None] * self.b) * self.scale).to(y.dtype)
+        kind = x.device.type
+        cast = torch.is_autocast_enabled(kind)
+        x = x.to(torch.get_autocast_dtype(kind)) if cast else x  # once, for both products
+        if self._summed(layer, x):
+            y = _Sum.apply(x, layer.bias, self.a, self.b, self.scale, layer)
+            y = y if self.magnitude is None else _rescaled(y, self._factor(layer), layer.bias)
         else:
-            low = F.linear(self._dropped(_as(x, self.a)), self.a)  # (..., r)
-        if self.magnitude is None:
-            return _added(_as(y, low), low, self.b, self.scale, self.bias).to(y.dtype)
-        factor = self._factor(layer)
-        scaled = _rescaled(y, factor, getattr(layer, "bias", None))
-        return _added(_as(scaled, low), low, factor[:, None] * self.b, self.scale, self.bias).to(y.dtype)
+            y, b = layer.plain(x), self.b
+            if self.magnitude is not None:
+                factor = self._factor(layer)  # (out,)
+                y, b = _rescaled(y, factor, layer.bias), factor[:, None] * b
+            y = _Beside.apply(y, self._dropped(x), self.a, b, self.scale, y.dtype if cast else self.a.dtype)
+        return y if self.bias is None else torch.add(y, self.bias, alpha=self.scale).to(y.dtype)
 
     def weight(self, layer: nn.Module) -> Tensor:
         """The matrix that the layer amounts to, (out, in) float32; of a table (rows, width)."""
@@ -95,7 +99,7 @@ def norms(layer: nn.Module, a: Tensor, b: Tensor, scale: float) -> Tensor:
     return torch.linalg.vector_norm(_sum(layer, a, b, scale), dim=1)
 
 
-class _Beside(torch.autograd.Function):
+class _Sum(torch.autograd.Function):
     """x (W + scale B A)' + bias, W frozen: the matrix that is as large as W has no gradient, A and B have theirs."""
 
     @staticmethod
@@ -114,14 +118,54 @@ class _Beside(torch.autograd.Function):
         gradient, x = gradient.flatten(0, -2), x.flatten(0, -2)  # (N, out), (N, in)
         if ctx.needs_input_grad[1]:
             of_bias = gradient.sum(0)
-        of_a = (gradient @ b * ctx.scale).t() @ x
-        of_b = gradient.t() @ (x @ a.t() * ctx.scale)
-        return of_x, of_bias, of_a, of_b, None, None
+        return of_x, of_bias, *_thin(gradient, x, a @ x.t(), b, ctx.scale)[1:], None, None
+
+
+class _Beside(torch.autograd.Function):
+    """y + scale x A' B' in a dtype; y, which nothing else may hold, is overwritten where it is of that dtype."""
+
+    @staticmethod
+    def forward(ctx, y, x, a, b, scale, dtype):
+        rows = x.flatten(0, -2).to(dtype)  # (N, in)
+        thin, back = a.to(dtype), b.to(dtype)
+        low = thin @ rows.t()  # (r, N)
+        ctx.save_for_backward(rows, thin, back, low)
+        ctx.scale, ctx.dtype, ctx.shape = scale, x.dtype, x.shape
+        if y.dtype == dtype and y.is_contiguous():
+            ctx.mark_dirty(y)
+            y.view(-1, y.shape[-1]).addmm_(low.t(), back.t(), alpha=scale)
+            return y
+        return torch.addmm(y.flatten(0, -2).to(dtype), low.t(), back.t(), alpha=scale).view(y.shape).to(y.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        rows, a, b, low = ctx.saved_tensors
+        back, of_a, of_b = _thin(gradient.flatten(0, -2).to(b.dtype), rows, low, b, ctx.scale)
+        of_x = (back.t() @ a).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[1] else None
+        return gradient, of_x, of_a, of_b, None, None
+
+
+def _thin(gradient: Tensor, x: Tensor, low: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the low product, (r, N), of A and of B.
+
+    The narrow side stands first, with contiguous rows: the other way round a product of these shapes takes up to
+    thirteen times as long on a CPU (1024 rows, 256 to 1024, r = 8, float32: 3.8 ms, and 0.3 ms this way).
+
+    Args:
+        gradient: of the output, (N, out).
+        x: (N, in).
+        low: A x', (r, N).
+        b: (out, r).
+    """
+    back = (b.t() * scale) @ gradient.t()  # (r, N)
+    return back, back @ x, ((low * scale) @ gradient).t()
 
 
 def _rescaled(y: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
-    """All but the bias of y, (..., out), times the factor, (out,)."""
-    return y * factor if bias is None else torch.addcmul((1 - factor) * bias, y, factor)
+    """All but the bias of y, (..., out), times the factor, (out,); what is added is small and may be of few bits."""
+    more = (factor - 1).to(y.dtype)
+    return y + (y * more if bias is None else torch.addcmul((-more * bias).to(y.dtype), y, more))
 
 
 def _sum(layer: nn.Module, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -129,14 +173,3 @@ def _sum(layer: nn.Module, a: Tensor, b: Tensor, scale: float) -> Tensor:
     dense = layer.weight.t() if isinstance(layer, nn.Embedding) else layer.dense()
     with torch.autocast(a.device.type, enabled=False):
         return torch.addmm(dense.float(), b, a, alpha=scale)
-
-
-def _as(x: Tensor, other: Tensor) -> Tensor:
-    """x in the dtype of the other, unless autocast chooses it."""
-    return x if x.dtype == other.dtype or torch.is_autocast_enabled(x.device.type) else x.to(other.dtype)
-
-
-def _added(y: Tensor, low: Tensor, b: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-    """y + scale (low b' + bias), in one product: (..., out)."""
-    found = torch.addmm(y.flatten(0, -2), low.flatten(0, -2), b.t(), alpha=scale).view(y.shape)
-    return found if bias is None else torch.add(found, bias, alpha=scale)
