@@ -15,6 +15,7 @@ from llmctl.spec.layout import Output
 from llmctl.spec.memory import gib
 from llmctl.spec.model import Problem
 from llmctl.spec.peft import is_adapter
+from llmctl.spec.safetensors import main_dtype, read_tensors
 from llmctl.spec.sets import Sets, Task, Weighted
 from llmctl.spec.sizes import parameters
 from llmctl.spec.train import Watch
@@ -94,11 +95,13 @@ def finetune(
     lessons, shape, layout = gather(files, sets, keeping, room, tokenizer, task, problem, not alone, seed)
     config = replace(shape, context=config.context)
     longest, source, mean, asked = lessons.sizes
+    stored = "fp32" if main_dtype(read_tensors(start).values()) in ("F32", "F64") else "bf16"
 
     def planned(dtype: str, memory: int | None) -> TunePlan:
         return TunePlan.of(
             config, adapt, tune, lessons.mixture.epoch, longest, mean, asked, lessons.packed,
-            "fp32" if dtype == "fp32" else "bf16", memory, source, **({} if memory is None else {"most_tokens": None}),
+            "fp32" if dtype == "fp32" else "bf16", memory, source, stored=stored,
+            **({} if memory is None else {"most_tokens": None}),
         )  # fmt: skip
 
     if written.dry_run:
@@ -112,7 +115,7 @@ def finetune(
         from llmctl.core.train.track import TensorBoard
         from llmctl.follow import follow
 
-        place = pick(compute.device, compute.dtype, compute.threads)
+        place = pick(compute.device, compute.dtype, compute.threads, sparing=adapt.nf4)
         plan = planned(
             "fp32" if str(place.dtype) == "torch.float32" else "bf16",
             None if place.device.type == "cpu" else place.total_memory(),

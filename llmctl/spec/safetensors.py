@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -108,6 +109,14 @@ def read_tensors(directory: Path | str) -> dict[str, TensorInfo]:
         "Name a checkpoint directory in Hugging Face layout.",
         Exit.MISMATCH,
     )
+
+
+def main_dtype(infos: Iterable[TensorInfo]) -> str:
+    """The dtype that holds most bytes of some tensors, as headers spell it: "BF16"."""
+    sizes: dict[str, int] = {}
+    for info in infos:
+        sizes[info.dtype] = sizes.get(info.dtype, 0) + info.bytes
+    return max(sizes, key=lambda name: sizes[name])
 
 
 def _broken(path: Path, what: str) -> UserError:

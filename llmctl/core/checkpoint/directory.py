@@ -2,7 +2,6 @@
 
 import mmap
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from llmctl.spec.files import read_json, write_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
 from llmctl.spec.peft import base_of, is_adapter
-from llmctl.spec.safetensors import TensorInfo, read_tensors
+from llmctl.spec.safetensors import TensorInfo, main_dtype, read_tensors
 from llmctl.spec.sizes import shapes
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class Checkpoint:
         found = account(read_tensors(self.path), self.config, str(self.path))
         files = {info.file for info in found.stored.values()} | {info.file for info, _ in found.copies}
         maps = {file: _mapped(self.path / file) for file in files}
-        device, dtype = torch.device(device), dtype or _main_dtype(found.stored.values())
+        device, dtype = torch.device(device), dtype or DTYPES[main_dtype(found.stored.values())]
         model = Transformer(self.config, device="meta")
         state: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -235,13 +234,6 @@ def _tensor(maps: dict[str, mmap.mmap], info: TensorInfo) -> Tensor:
         return torch.frombuffer(data, dtype=dtype).view(info.shape)
     count = info.bytes // dtype.itemsize
     return torch.frombuffer(maps[info.file], dtype=dtype, count=count, offset=info.start).view(info.shape)
-
-
-def _main_dtype(infos: Iterable[TensorInfo]) -> torch.dtype:
-    sizes: dict[str, int] = {}
-    for info in infos:
-        sizes[info.dtype] = sizes.get(info.dtype, 0) + info.bytes
-    return DTYPES[max(sizes, key=lambda name: sizes[name])]
 
 
 def _placed(part: Tensor, device: torch.device, dtype: torch.dtype, writable: bool) -> Tensor:
