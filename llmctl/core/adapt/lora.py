@@ -52,15 +52,11 @@ class Lora(nn.Module):
         kind = x.device.type
         cast = torch.is_autocast_enabled(kind)
         x = x.to(torch.get_autocast_dtype(kind)) if cast else x  # once, for both products
-        if self._summed(layer, x):
-            y = _Sum.apply(x, layer.bias, self.a, self.b, self.scale, layer)
-            y = y if self.magnitude is None else _rescaled(y, self._factor(layer), layer.bias)
-        else:
-            y, b = layer.plain(x), self.b
-            if self.magnitude is not None:
-                factor = self._factor(layer)  # (out,)
-                y, b = _rescaled(y, factor, layer.bias), factor[:, None] * b
-            y = _Beside.apply(y, self._dropped(x), self.a, b, self.scale, y.dtype if cast else self.a.dtype)
+        y, b = layer.plain(x), self.b
+        if self.magnitude is not None:
+            factor = self._factor(layer)  # (out,)
+            y, b = _rescaled(y, factor, layer.bias), factor[:, None] * b
+        y = _Beside.apply(y, self._dropped(x), self.a, b, self.scale, y.dtype if cast else self.a.dtype)
         return y if self.bias is None else torch.add(y, self.bias, alpha=self.scale).to(y.dtype)
 
     def weight(self, layer: nn.Module) -> Tensor:
@@ -74,21 +70,6 @@ class Lora(nn.Module):
         """DoRA's magnitude over length, (out,)."""
         return self.magnitude / norms(layer, self.a, self.b, self.scale)
 
-    def _summed(self, layer: nn.Module, x: Tensor) -> bool:
-        """Whether the sum W + scale B A is made, rather than two products: in training, where many rows meet it.
-
-        Only in float32: rounded to bfloat16, W would swallow most of what is added.
-        """
-        if not torch.is_grad_enabled() or isinstance(layer, nn.Embedding) or (self.training and self.dropout):
-            return False
-        if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
-            return False
-        held = getattr(layer, "weight", None)  # in 4 bits there is none
-        if held is None or held.dtype != torch.float32 or held.requires_grad:
-            return False
-        outputs, inputs = held.shape
-        return x.numel() // inputs * (inputs + outputs) >= inputs * outputs
-
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
@@ -99,30 +80,12 @@ def norms(layer: nn.Module, a: Tensor, b: Tensor, scale: float) -> Tensor:
     return torch.linalg.vector_norm(_sum(layer, a, b, scale), dim=1)
 
 
-class _Sum(torch.autograd.Function):
-    """x (W + scale B A)' + bias, W frozen: the matrix that is as large as W has no gradient, A and B have theirs."""
-
-    @staticmethod
-    def forward(ctx, x, bias, a, b, scale, layer):
-        ctx.save_for_backward(x, a, b)
-        ctx.scale, ctx.layer = scale, layer
-        return F.linear(x, _sum(layer, a, b, scale), bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        x, a, b = ctx.saved_tensors
-        of_x = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_x = gradient @ _sum(ctx.layer, a, b, ctx.scale)
-        gradient, x = gradient.flatten(0, -2), x.flatten(0, -2)  # (N, out), (N, in)
-        if ctx.needs_input_grad[1]:
-            of_bias = gradient.sum(0)
-        return of_x, of_bias, *_thin(gradient, x, a @ x.t(), b, ctx.scale)[1:], None, None
-
-
 class _Beside(torch.autograd.Function):
-    """y + scale x A' B' in a dtype; y, which nothing else may hold, is overwritten where it is of that dtype."""
+    """y + scale x A' B' in a dtype; y, which nothing else may hold, is overwritten where it is of that dtype.
+
+    In each product the narrow side stands first, with contiguous rows: the other way round, which autograd takes, such
+    shapes need up to thirteen times as long on a CPU (1024 rows, 256 to 1024, r = 8, float32: 3.8 ms for 0.3 ms).
+    """
 
     @staticmethod
     def forward(ctx, y, x, a, b, scale, dtype):
@@ -141,25 +104,10 @@ class _Beside(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         rows, a, b, low = ctx.saved_tensors
-        back, of_a, of_b = _thin(gradient.flatten(0, -2).to(b.dtype), rows, low, b, ctx.scale)
+        gradient_rows = gradient.flatten(0, -2).to(b.dtype)  # (N, out)
+        back = (b.t() * ctx.scale) @ gradient_rows.t()  # (r, N)
         of_x = (back.t() @ a).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[1] else None
-        return gradient, of_x, of_a, of_b, None, None
-
-
-def _thin(gradient: Tensor, x: Tensor, low: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the low product, (r, N), of A and of B.
-
-    The narrow side stands first, with contiguous rows: the other way round a product of these shapes takes up to
-    thirteen times as long on a CPU (1024 rows, 256 to 1024, r = 8, float32: 3.8 ms, and 0.3 ms this way).
-
-    Args:
-        gradient: of the output, (N, out).
-        x: (N, in).
-        low: A x', (r, N).
-        b: (out, r).
-    """
-    back = (b.t() * scale) @ gradient.t()  # (r, N)
-    return back, back @ x, ((low * scale) @ gradient).t()
+        return gradient, of_x, back @ rows, ((low * ctx.scale) @ gradient_rows).t(), None, None
 
 
 def _rescaled(y: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
