@@ -110,17 +110,21 @@ def edits_of(
     places = {family.bare(rule.theirs): rule for rule in rules(untied, family)}
     aliases = {family.bare(alias): family.bare(name) for alias, name in family.aliases.items()}
     modules: dict[str, dict[str, TensorInfo]] = {}
-    for name, info in stored.items():
-        module, part = part_of(name)
-        modules.setdefault(family.bare(module), {})[part] = info
+    spelled: dict[str, str] = {}  # as patterns of the adapter's config know it
     edits: dict[str, list[Edit]] = {}
     unknown, wrong = [], []
+    for name, info in stored.items():
+        given_as, part = part_of(name)
+        module = family.module(given_as)
+        if spelled.setdefault(module, given_as) != given_as:
+            wrong.append(f"{given_as} and {spelled[module]} are one module")
+        modules.setdefault(module, {})[part] = info
     for module, parts in modules.items():
         used: set[str] = set()
         for leaf in ("weight", "bias"):
             place = f"{module}.{leaf}"
             rule = places.get(place) or places.get(aliases.get(place, ""))
-            for edit, names in _edits(number, adapter, module, leaf, parts):
+            for edit, names in _edits(number, adapter, spelled[module], leaf, parts):
                 used |= names
                 if rule is None:
                     unknown += [place] * (edit.kind != "factor")  # a matrix without a bias has none to scale
@@ -130,7 +134,7 @@ def edits_of(
                     wrong.append(f"{module} is changed under two names")
         if left := parts.keys() - used:
             wrong.append(f"{module} has {', '.join(sorted(left))} alone")
-        wrong += _contradicting(adapter, module, parts)
+        wrong += _contradicting(adapter, spelled[module], parts)
     wrong += _missing(adapter, modules, untied, family)
     if unknown:
         wrong.insert(0, f"the base has no place for {some(unknown)}")

@@ -13,7 +13,7 @@ from llmctl.spec.families import config_of, family_for, family_read, read_config
 from llmctl.spec.families.family import Family
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
-from llmctl.spec.peft import Adapter, part_of, read_adapter, weights_of
+from llmctl.spec.peft import Adapter, idle, part_of, read_adapter, weights_of
 from llmctl.spec.remade import HEAD, NAMED, apart, check_plain, remade, some
 from llmctl.spec.safetensors import TensorInfo, read_header, read_tensors
 from llmctl.spec.sites import sites
@@ -68,7 +68,8 @@ class MergePlan:
         check_plain(base, json)
         adapters = [read_adapter(one.path) for one in given]
         _check_kinds(given, adapters)
-        stored = {one: read_header(weights_of(one.path))[0] for one in given}
+        headers = {one: read_header(weights_of(one.path))[0] for one in given}
+        stored = {one: {name: it for name, it in header.items() if not idle(name)} for one, header in headers.items()}
         config = read_config(base)
         headed, said = _headed(config, given, adapters, stored)
         found: dict[str, list[Edit]] = {}

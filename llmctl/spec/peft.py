@@ -231,6 +231,14 @@ def part_of(tensor: str) -> tuple[str, str]:
     return module, leaf
 
 
+def idle(tensor: str) -> bool:
+    """Whether a tensor of an adapter's file is of a module in whose place another is stored whole.
+
+    PEFT writes such a module's bias too where it is told to store all biases, and never reads it.
+    """
+    return ".original_module." in tensor
+
+
 def _named(name: str, patterns: tuple[str, ...] | str) -> bool:
     if isinstance(patterns, str):
         return re.fullmatch(patterns, name) is not None

@@ -118,6 +118,11 @@ PEFTS = {
     "text-labels": ("llama-sequence", {"target_modules": ["q_proj"], "task_type": TaskType.SEQ_CLS}),
     "dense-labels": ("roberta-sequence", {"target_modules": ["dense"], "task_type": TaskType.SEQ_CLS}),
     "t5-labels": ("t5-sequence", {"target_modules": ["q"], "modules_to_save": ["classification_head"]}),
+    "biases-of-what-is-stored-whole": (
+        "bert-sequence",
+        {"target_modules": ["query"], "bias": "all", "modules_to_save": ["classifier"]},
+    ),
+    "head-by-its-name-of-today": ("gpt_neox", {"target_modules": ["dense", "lm_head"]}),
     "orthogonal": ("llama", {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"}),
 }
 

@@ -159,10 +159,11 @@ def test_embedding_and_head_that_an_adapter_stores_with_the_same_bytes_stay_tied
         {"lora_bias": True},
         {"target_modules": ["wte", "c_fc"], "use_dora": True, "r": 3},
         {"modules_to_save": ["ln_f", "wpe"]},
+        {"modules_to_save": ["c_fc"], "bias": "all", "target_modules": ["c_attn"]},
         {"layers_to_transform": [1], "layers_pattern": "h"},
         {"target_modules": "all-linear", "exclude_modules": ["c_fc"]},
     ],
-    ids=["bias", "own bias", "lora bias", "table", "modules", "layers", "all"],
+    ids=["bias", "own bias", "lora bias", "table", "modules", "biases of modules", "layers", "all"],
 )
 def test_biases_tables_and_whole_modules_are_merged(how, tmp_path):
     model = made("gpt2", tmp_path / "base")

@@ -15,7 +15,7 @@ from llmctl.spec.account import FLOATS
 from llmctl.spec.adapt import AdaptConfig
 from llmctl.spec.families import family_read
 from llmctl.spec.files import write_json
-from llmctl.spec.peft import CONFIG, WEIGHTS, Adapter, part_of, read_adapter, weights_of
+from llmctl.spec.peft import CONFIG, WEIGHTS, Adapter, idle, part_of, read_adapter, weights_of
 from llmctl.spec.safetensors import read_header
 from llmctl.spec.sites import Site, adaptable
 
@@ -80,12 +80,13 @@ def load_adapter(model: Transformer, directory: Path | str) -> None:
     wrong = [f"{one.name} is {one.dtype}, no float" for one in header.values() if one.dtype not in FLOATS]
     if wrong:
         raise _misfit(path, wrong)
-    KINDS[adapter.kind](model, adapter, path, load_file(path))
+    tensors = {name: tensor for name, tensor in load_file(path).items() if not idle(name)}
+    KINDS[adapter.kind](model, adapter, path, tensors)
 
 
 def load_sites(model: Transformer, adapter: Adapter, path: Path, tensors: dict[str, Tensor]) -> None:
     """Attach what stands at modules of the published model; every tensor has its place, every place its tensors."""
-    form, by_name = FORMS[adapter.kind], _by_name(model)
+    form, family, by_name = FORMS[adapter.kind], family_read(model.config), _by_name(model)
     found: dict[str, Parts] = {}
     kept: dict[str, Tensor] = {}
     wrong: list[str] = []
@@ -93,7 +94,7 @@ def load_sites(model: Transformer, adapter: Adapter, path: Path, tensors: dict[s
         module, part = part_of(name)
         if part not in form.known:
             kept[name] = tensor
-        elif module not in by_name:
+        elif family.module(module) not in by_name:
             wrong.append(f"{module} is nothing that can be adapted in this model")
         elif not adapter.targeted(module):
             wrong.append(f"{module} has an adapter, but {CONFIG} does not target it")
@@ -104,8 +105,11 @@ def load_sites(model: Transformer, adapter: Adapter, path: Path, tensors: dict[s
     if not found and not kept:
         wrong.append("it holds no adapter")
     made: list[tuple[nn.Module, nn.Module]] = []
+    taken: dict[str, str] = {}
     for module, parts in found.items():
-        site = by_name[module]
+        site = by_name[family.module(module)]
+        if (other := taken.setdefault(site.theirs, module)) != module:
+            wrong.append(f"{other} and {module} are one module here")
         layers = [model.get_submodule(name) for name in site.ours]
         try:
             adapters = form.attached(adapter, module, site, layers, parts, model.config.heads)
@@ -138,10 +142,13 @@ def _set_kept(model: Transformer, adapter: Adapter, path: Path, tensors: dict[st
 
 
 def _by_name(model: Transformer) -> dict[str, Site]:
-    """Sites by every name that a file may have for them: with the family's prefix, and without."""
-    family, found = family_read(model.config), adaptable(model.config)
-    named = {name: site for site in found for name in (site.theirs, *twins(model.config).get(site.theirs, ()))}
-    return {family.bare(name): site for name, site in named.items()} | named
+    """Sites by every name that the published model has for them, without the family's prefix."""
+    family, others = family_read(model.config), twins(model.config)
+    return {
+        family.bare(name): site
+        for site in adaptable(model.config)
+        for name in (site.theirs, *others.get(site.theirs, ()))
+    }
 
 
 def _lacking(model: Transformer, adapter: Adapter, found: Iterable[str]) -> list[str]:

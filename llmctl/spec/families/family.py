@@ -44,8 +44,12 @@ class Family:
             name = re.sub(pattern, replacement, name)
         return name
 
+    def module(self, name: str) -> str:
+        """What a module is called in files of today, without the prefix."""
+        return self.bare(self.renaming(f"{name}.").removesuffix("."))
+
     def bare(self, name: str) -> str:
-        """A tensor's name without the prefix."""
+        """The name of a tensor or a module without the prefix."""
         return next((name.removeprefix(prefix) for prefix in self.prefixes if name.startswith(prefix)), name)
 
 

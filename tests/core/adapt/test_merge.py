@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from llmctl.core.adapt import merge as module
 from llmctl.core.adapt.merge import merge
+from llmctl.core.adapt.stored import load_adapter
 from llmctl.core.checkpoint.carry import carry
 from llmctl.core.checkpoint.directory import Checkpoint
 from llmctl.errors import UserError
@@ -99,6 +100,27 @@ def test_keys_may_lack_the_class_and_carry_the_adapters_name(written, adapter, t
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_patterns_of_ranks_and_scales_may_name_a_whole_module(written, adapter, tmp_path):
+    """Merging knew modules without the class's prefix alone: such a pattern met nothing, and the scale was another."""
+    base, tensors = written("llama"), lora(names=[Q.format(0)]) | lora(2, names=[Q.format(1)])
+    patterns = {"rank_pattern": {f"^{Q.format(1)}": 2}, "alpha_pattern": {Q.format(0): 1}}
+    before, given = load_file(base / "model.safetensors"), [Given(adapter(tensors, **patterns))]
+    found = merged(base, given, tmp_path / "out")
+    for number, scale in ((0, 1 / 4), (1, 8 / 2)):
+        a, b = (tensors[f"base_model.model.{Q.format(number)}.lora_{part}.weight"] for part in "AB")
+        name = f"{Q.format(number)}.weight"
+        torch.testing.assert_close(found[name], before[name] + scale * b @ a, atol=1e-6, rtol=1e-6)
+
+
+def test_a_module_under_two_names_is_refused(written, adapter):
+    base, tensors = written("llama"), lora()
+    again = {name.replace(".model.model.", ".model."): tensor for name, tensor in lora(names=[Q.format(0)]).items()}
+    path = adapter(tensors | again)
+    assert "layers.0.self_attn.q_proj" in (told := refused(base, path)) and "are one module" in told
+    with pytest.raises(UserError, match="are one module"):
+        load_adapter(Checkpoint.open(base).model(), path)
+
+
 def test_what_an_adapter_has_and_the_base_does_not_is_refused_and_so_is_what_it_lacks(written, adapter):
     base, good = written("llama"), lora()
     a = f"base_model.model.{Q.format(0)}.lora_A.weight"
@@ -168,6 +190,7 @@ from pathlib import Path
 import torch
 from llmctl.core.adapt.combine import combine
 from llmctl.core.adapt.merge import merge
+from llmctl.core.adapt.stored import load_adapter
 from llmctl.spec.combine import CombineConfig, CombinePlan
 from llmctl.spec.edits import Given
 from llmctl.spec.merge_plan import MergePlan
