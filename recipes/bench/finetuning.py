@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps a round")
     parser.add_argument("--family", choices=[*TARGETS], default="llama")
     parser.add_argument("--method", choices=METHODS, nargs="+", default=[*METHODS])
+    parser.add_argument("--layout", choices=LAYOUTS, nargs="+", default=[*LAYOUTS], help="the contenders")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--width", type=int, default=SHAPE["width"])
     parser.add_argument("--layers", type=int, default=SHAPE["layers"])
@@ -53,7 +54,7 @@ def main() -> None:
 
 def compared(method: str, options: argparse.Namespace) -> dict[str, object]:
     """The race of one method, and llmctl's speed as a multiple of that of the fastest other."""
-    names = [f"{method}:{layout}" for layout in LAYOUTS]
+    names = [f"{method}:{layout}" for layout in options.layout]
     raced = race(__file__, names, options, ["--dtype", options.dtype, "--family", options.family])
     raced = {name: {key.partition(":")[2]: one for key, one in by.items()} for name, by in raced.items()}
     speed = raced["tokens_per_second"]

@@ -33,6 +33,28 @@ def test_the_benchmark_of_objectives_gives_transformers_the_same_batches():
     assert all(5 < first[name] < 12 for name in first if name != "span-transformers")  # T5's own first weights: 50
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_fine_tuning_gives_the_trainer_the_same_examples():
+    command = [
+        sys.executable,
+        BENCH / "finetuning.py",
+        "--rounds",
+        "1",
+        "--steps",
+        "1",
+        "--width",
+        "64",
+        "--layers",
+        "2",
+    ]
+    command += ["--method", "lora", "--layout", "llmctl", "peft-packed"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["lora"]
+    assert found["fastest_other"] == "peft-packed" and found["ratio"] > 0
+    assert all(8 < loss < 10 for loss in found["last_loss"].values())
+
+
 def test_no_benchmark_is_named_like_a_module_that_others_import():
     """A script's own directory is searched first: bench/tokenize.py once stood in for the standard library's."""
     assert not {path.stem for path in BENCH.glob("*.py")} & set(sys.stdlib_module_names)

@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-SMALL = ["PRESET=1m", "VOCAB=512", "STEPS=20", "TRAIN=--batch-tokens 512 --save-every 0.2", "SUMMARIES=--limit 40"]
+SMALL = [
+    "PRESET=1m",
+    "VOCAB=512",
+    "STEPS=20",
+    "TRAIN=--batch-tokens 512 --save-every 0.2 --eval-tokens 10000",
+    "SUMMARIES=--limit 40",
+]
 SMALL += ["TUNE=--steps 4 --batch-size 4 --eval-tokens 500", "REPLAY=0.5"]
 
 
