@@ -177,7 +177,7 @@ def _compared(plan: MergePlan, merged: Path, console: Any) -> dict[str, float]:
         f"{name} difference {found[f'{name}_difference']:.3g}, where rounding explains {found[f'{name}_allowed']:.3g}"
         for name in ("max", "mean")
     )
-    if any(found[f"{name}_difference"] > found[f"{name}_allowed"] for name in ("max", "mean")):
+    if not all(found[f"{name}_difference"] <= found[f"{name}_allowed"] for name in ("max", "mean")):  # NaN is neither
         raise UserError(
             f"--check: the merged model is not base and adapter. Logits: {told}.",
             "Check that the files were not changed meanwhile; else report this.",

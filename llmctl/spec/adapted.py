@@ -14,6 +14,18 @@ from llmctl.spec.sites import sites
 _LABELLING: dict[str | None, Labelling] = {"SEQ_CLS": "classify", "TOKEN_CLS": "tag"}
 
 
+def config_beside(directory: Path) -> dict | None:
+    """The config.json that lies with an adapter, if one does.
+
+    Some tools copy the base's there, with the few bits that they held it in while they trained; that tells nothing of
+    the base that is here.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        return None
+    return {key: value for key, value in read_json(path, "config.json").items() if key != "quantization_config"}
+
+
 def adapted_config(directory: Path) -> ModelConfig:
     """The shape of the model that an adapter's directory stands for.
 
@@ -23,8 +35,8 @@ def adapted_config(directory: Path) -> ModelConfig:
     Raises:
         UserError: the base is not there, or one of the files cannot be read.
     """
-    if (directory / "config.json").is_file():
-        return config_of(read_json(directory / "config.json", "config.json"))
+    if (json := config_beside(directory)) is not None:
+        return config_of(json)
     config, task = read_config(base_of(directory)), _LABELLING.get(read_adapter(directory).task)
     if task is None or config.classifier != "none":
         return config

@@ -7,6 +7,7 @@ from typing import Literal
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.account import account, rules, their_shape
+from llmctl.spec.adapted import config_beside
 from llmctl.spec.classifier import Labelling, with_classifier
 from llmctl.spec.edits import Edit, Given, Made, edits_of, unfit
 from llmctl.spec.families import config_of, family_for, family_read, read_config, read_config_json
@@ -123,8 +124,7 @@ def _headed(
 ) -> tuple[ModelConfig, dict | None]:
     """The base's shape with the classifier that an adapter brings, and the config.json that says so, if one does."""
     for one, adapter in zip(given, adapters, strict=True):
-        if (one.path / "config.json").is_file():
-            json = read_config_json(one.path)
+        if (json := config_beside(one.path)) is not None:
             said = config_of(json)
             if said.labels and said != config:
                 return said, json

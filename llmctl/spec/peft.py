@@ -158,24 +158,40 @@ def base_of(path: Path | str, base: Path | None = None) -> Path:
             adapter.
 
     Raises:
-        UserError: there is no such directory.
+        UserError: there is no such directory, or it is that of an adapter.
     """
     if base is not None:
+        _check_whole(path, Path(base))
         if not (Path(base) / "config.json").is_file():
             raise UserError(f"--base {base} has no config.json.", "Name the checkpoint that the adapter was made for.")
         return Path(base)
     named = read_adapter(path).base
     if not named:
-        raise UserError(f"{path} does not say which checkpoint it is for.", "Name that: --base MODEL.", Exit.MISMATCH)
+        raise UserError(f"{path} does not say which checkpoint it is for.", _elsewhere(path), Exit.MISMATCH)
     last = re.split(r"[/\\]", named.rstrip("/\\"))[-1]
-    for place in (Path(named), Path(path) / named, Path(path).resolve().parent / last):
-        if (place / "config.json").is_file():
+    beside = Path(path).resolve().parent / last
+    for place in (Path(named), Path(path) / named, beside):
+        if (place / "config.json").is_file() and place.resolve() != Path(path).resolve():
+            _check_whole(path, place)
             return place
     raise UserError(
         f"{path} is for {named}, which is not here, nor is {last} beside it.",
-        "Name where that checkpoint lies: --base MODEL.",
+        f"Link that checkpoint (ln -s MODEL {beside}), or {_elsewhere(path, 'merge')}",
         Exit.MISMATCH,
     )
+
+
+def _elsewhere(path: Path | str, merge: str = "Merge") -> str:
+    return f"{merge} into one that you name: llmctl lora-merge {path} --base MODEL -o MERGED"
+
+
+def _check_whole(path: Path | str, base: Path) -> None:
+    if is_adapter(base):
+        raise UserError(
+            f"{base}, which {path} is to stand on, is an adapter, not a checkpoint.",
+            f"Merge it into its own base first: llmctl lora-merge {base} -o MERGED",
+            Exit.MISMATCH,
+        )
 
 
 def within(path: Path | str, config: ModelConfig) -> ModelConfig:

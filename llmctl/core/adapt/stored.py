@@ -81,6 +81,9 @@ def load_adapter(model: Transformer, directory: Path | str) -> None:
     if wrong:
         raise _misfit(path, wrong)
     tensors = {name: tensor for name, tensor in load_file(path).items() if not idle(name)}
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        hint = "Its training diverged, or the file is broken: use an earlier state of it."
+        raise UserError(f"{path}: {broken[0]} holds numbers that are not finite.", hint)
     KINDS[adapter.kind](model, adapter, path, tensors)
 
 
@@ -189,8 +192,9 @@ def _same(one: Parts, other: Parts) -> bool:
 
 
 def _misfit(path: Path, wrong: list[str]) -> UserError:
+    wrong = [*dict.fromkeys(wrong)]
     more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-    hint = "Name the checkpoint that it was made for: --base MODEL."
+    hint = f"Check that base_model_name_or_path in {CONFIG} names the checkpoint that it was made for."
     return UserError(f"{path} does not fit this model: {'; '.join(wrong[:4])}{more}.", hint, Exit.MISMATCH)
 
 

@@ -121,7 +121,14 @@ class Checkpoint:
 
         model, fresh = Checkpoint.open(self.base).model(device, dtype, writable), []
         if model.config != self.config:
-            model, fresh = rehead(model, self.config, 0)
+            try:
+                model, fresh = rehead(model, self.config, 0)
+            except ValueError as error:
+                raise UserError(
+                    f"{self.path}/config.json is of another model than the base {self.base}: {error}.",
+                    f"If {self.base} is the checkpoint that the adapter was made for, remove that config.json.",
+                    Exit.MISMATCH,
+                ) from error
         new = [model.get_submodule(name) for name in fresh]
         with torch.no_grad():
             for parameter in (one for module in new for one in module.parameters()):

@@ -13,6 +13,7 @@ from llmctl.core.model.init import initialise
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import UserError
 from llmctl.spec.adapt import WHOLE, AdaptConfig, Method
+from llmctl.spec.peft import base_of
 from tests.core.adapt.test_inject import hidden
 from tests.core.variants import VARIANTS
 
@@ -121,3 +122,51 @@ def test_bf16_adapters_are_read_as_float32_and_names_with_the_adapters_own_are_k
     model = initialise(Transformer(VARIANTS["gpt2"]), 0)
     load_adapter(model, tmp_path)
     assert model.decoder.layers["0"].attention.q.adapter.b.dtype == torch.float32
+
+
+@pytest.fixture
+def stored(written, tmp_path):
+    """An adapter's directory, and its base."""
+    base, adapter = written("llama"), tmp_path / "adapter"
+    adapter.mkdir()
+    model = Checkpoint.open(base).model()
+    adapt(model, AdaptConfig(), seed=0)
+    save_adapter(adapter, model, AdaptConfig(), base, "lm")
+    return adapter, base
+
+
+def changed(path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_how_the_base_was_held_in_training_says_nothing_of_the_base_that_is_here(stored):
+    """Others write the config.json of their base, then in 4 bits, beside an adapter."""
+    adapter, base = stored
+    (adapter / "config.json").write_text((base / "config.json").read_text())
+    changed(adapter / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    assert Checkpoint.open(adapter).config == Checkpoint.open(base).config
+    changed(adapter / "config.json", vocab_size=7)
+    with pytest.raises(UserError, match="of another model than the base") as caught:
+        Checkpoint.open(adapter).model()
+    assert caught.value.code == 4
+
+
+def test_an_adapter_stands_on_no_adapter_and_not_on_itself(stored):
+    adapter, base = stored
+    (adapter / "config.json").write_text((base / "config.json").read_text())
+    changed(adapter / "adapter_config.json", base_model_name_or_path="adapter")
+    with pytest.raises(UserError, match="which is not here") as caught:
+        Checkpoint.open(adapter)
+    assert "lora-merge" in caught.value.hint and "ln -s" in caught.value.hint
+    with pytest.raises(UserError, match="is an adapter, not a checkpoint"):
+        base_of(adapter, adapter)
+
+
+def test_an_adapter_whose_training_diverged_is_refused(stored):
+    """Attention would make zeros of NaN without a word."""
+    adapter, _ = stored
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="not finite"):
+        Checkpoint.open(adapter).model()
