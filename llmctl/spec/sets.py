@@ -93,7 +93,7 @@ class Sets:
     map: Annotated[
         tuple[str, ...],
         "OURS=THEIRS: the field of a record that stands for one of ours, such as source=en or source=translation.en; "
-        "repeatable.",
+        "of CSV and TSV without a line of names, the number of a column: text=1; repeatable.",
     ] = ()
     chat_template: Annotated[
         str | None,
@@ -169,7 +169,8 @@ def task_of(kind: Kind, classifier: bool, fields: Collection[str], template: str
         raise UserError(
             "The model is an encoder, which does not write, and the records have no labels; their fields are "
             f"{', '.join(map(repr, fields)) or 'none'}.",
-            "Name the fields: --map text=THEIRS --map label=THEIRS, or --map tokens=THEIRS --map tags=THEIRS",
+            "Name the fields: --map text=THEIRS --map label=THEIRS, or --map tokens=THEIRS --map tags=THEIRS; columns "
+            "that the first line does not name, by number: --map text=1 --map label=2",
             Exit.MISMATCH,
         )
     return "seq2seq" if kind == "encoder-decoder" else "lm"

@@ -6,13 +6,14 @@ import io
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import orjson
 
 from llmctl.core.data.streams import opened
+from llmctl.core.data.tables import Table
 from llmctl.errors import Exit, UserError
 from llmctl.spec.data import Reading
 
@@ -23,6 +24,7 @@ BLANK = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 NAME = "Name the field that holds the text: --field NAME"
 MEND = "Mend or remove it, or say how to read the file: --format text"
+CELLS = "Put quotes around what holds commas, or save it as JSON lines."
 REPLACE = "Convert the file with iconv, or pass --errors replace to put U+FFFD there."
 
 SUFFIXES = {
@@ -38,6 +40,17 @@ SUFFIXES = {
     ".rst": "text",
 }
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+
+
+@dataclass(frozen=True)
+class _Whole(Reading):
+    """How records are read.
+
+    Attributes:
+        wanted: columns that will be asked for, by their names or numbers.
+    """
+
+    wanted: tuple[str, ...] = ()
 
 
 class Document(NamedTuple):
@@ -72,17 +85,20 @@ def read_texts(paths: Iterable[str], reading: Reading | None = None, go_on: bool
     return itertools.islice(_documents(paths, reading, go_on), reading.limit)
 
 
-def read_records(paths: Iterable[str], reading: Reading | None = None) -> Iterator[Document]:
+def read_records(
+    paths: Iterable[str], reading: Reading | None = None, wanted: Iterable[str] = ()
+) -> Iterator[Document]:
     """The records of files in order, without a text taken out of them; a plain text is a record with the field `text`.
 
     Args:
         paths: as for `read_texts`.
         reading: how; its `field` says nothing.
+        wanted: columns that will be asked for; see `Table`.
 
     Raises:
-        UserError: a file that cannot be read, or a line that is no record.
+        UserError: a file that cannot be read, or a line that is no record or has more cells than there are columns.
     """
-    reading = replace(reading or Reading(), field="")
+    reading = _Whole(**{**vars(reading or Reading()), "field": "", "wanted": tuple(wanted)})
     for document in itertools.islice(_documents(paths, reading, False), reading.limit):
         yield document if document.record is not None else document._replace(record={"text": document.text})
 
@@ -260,26 +276,31 @@ def _problem(line: bytes, field: str, error: Exception) -> tuple[dict | None, st
 
 
 def _csv(stream: io.BufferedReader, name: str, reading: Reading, go_on: bool) -> Iterator[Document]:
-    """CSV or TSV with a header."""
+    """CSV or TSV; see `Table`."""
     text = io.TextIOWrapper(stream, "utf-8-sig", reading.errors, newline="")
     csv.field_size_limit(2**31 - 1)
     tabs = reading.format == "tsv" or (reading.format == "auto" and _suffix(name) == ".tsv")
-    rows = csv.DictReader(text, delimiter="\t" if tabs else ",")
+    whole, line = isinstance(reading, _Whole), 0
     try:
-        if reading.field and reading.field not in (rows.fieldnames or ()):
-            found = ", ".join(map(repr, rows.fieldnames or ())) or "none"
+        rows = Table(text, tabs, reading.wanted if isinstance(reading, _Whole) else (reading.field,))
+        line = rows.line
+        if reading.field and reading.field not in rows.names:
+            found = ", ".join(map(repr, rows.names)) or "none"
             raise UserError(f"{name} has no column {reading.field!r}, only {found}.", NAME)
-        for row in rows:
-            row.pop(None, None)  # what a row has beyond the header
+        for row, more in rows:
+            line = rows.line
+            if more and whole:
+                named = ", ".join(map(repr, rows.names))
+                raise UserError(f"{name} line {line} has more cells than there are columns: {named}.", CELLS)
             value = row[reading.field] if reading.field else ""
             if value is None and not go_on:
-                raise UserError(f"{name} line {rows.line_num} ends before column {reading.field!r}.", MEND)
-            problem = f"line {rows.line_num} ends before column {reading.field!r}" if value is None else None
-            yield Document(value or "", f"{name}:{rows.line_num}", row, problem)
+                raise UserError(f"{name} line {line} ends before column {reading.field!r}.", MEND)
+            problem = f"line {line} ends before column {reading.field!r}" if value is None else None
+            yield Document(value or "", f"{name}:{line}", row, problem)
     except UnicodeDecodeError as error:
-        raise _not_utf8(name, rows.line_num + 1 + error.object.count(b"\n", 0, error.start), error) from error
+        raise _not_utf8(name, line + 1 + error.object.count(b"\n", 0, error.start), error) from error
     except csv.Error as error:
-        raise UserError(f"{name} line {rows.line_num} is not CSV: {error}.", MEND) from error
+        raise UserError(f"{name} line {line + 1} is not CSV: {error}.", MEND) from error
     finally:
         text.detach()
 

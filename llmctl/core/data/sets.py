@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from llmctl.core.data.read import read_records
 from llmctl.core.text.templates import Template, hashed, mapped, template_for
 from llmctl.errors import UserError
-from llmctl.spec.data import Reading
 from llmctl.spec.sets import LABELS, TAGS, Sets
 
 # Fields that say something: two records with the same of these are the same, whatever number they have besides.
@@ -32,6 +31,8 @@ class Record(NamedTuple):
 def read_sets(paths: Iterable[str], sets: Sets) -> Iterator[Record]:
     """The records of files in order: the first `sets.limit` of each; a plain text is a record with the field `text`.
 
+    A field that is null is not there: parquet and joined sets have one for whatever other records say.
+
     Args:
         paths: files, directories, "-" for stdin, "hf:NAME"; `Weighted.parse` takes weights off.
 
@@ -40,12 +41,12 @@ def read_sets(paths: Iterable[str], sets: Sets) -> Iterator[Record]:
     """
     mapping = sets.mapping
     for path in paths:
-        for document in islice(read_records([path], Reading()), sets.limit):
+        for document in islice(read_records([path], wanted=mapping.values()), sets.limit):
             try:
                 fields = mapped(document.record or {}, mapping)
             except UserError as error:
                 raise UserError(f"{document.source}: {error.problem}", error.hint, error.code) from error
-            yield Record(fields, document.source)
+            yield Record({name: value for name, value in fields.items() if value is not None}, document.source)
 
 
 def divided(

@@ -97,7 +97,8 @@ class Layout:
             "the record has none of the fields that say what to write: "
             + ("'prompt', 'messages', 'instruction'" + (" or 'text'" if self.task == "lm" else ""))
             + f"; its fields are {', '.join(map(repr, fields)) or 'none'}.",
-            "Name them: --map prompt=THEIRS --map completion=THEIRS, or say how it is put into words: --template",
+            "Name them: --map prompt=THEIRS --map completion=THEIRS (unnamed columns of CSV and TSV by number), "
+            "or say how it is put into words: --template",
             Exit.MISMATCH,
         )
 

@@ -93,3 +93,40 @@ def test_with_a_template_records_that_it_says_alike_are_on_one_side():
     records = [Record({"url": str(n), "article": f"text {n // 2}", "highlights": "x"}, "") for n in range(200)]
     kept, out = divided(records, 0.5, open_template("summarise"))
     assert not {one.fields["article"] for one in kept} & {one.fields["article"] for one in out}
+
+
+def test_columns_without_names_are_called_by_their_numbers(tmp_path):
+    """SST as it is handed out: the first line is a record, which was taken for the names of the columns."""
+    (tmp_path / "sst.tsv").write_text("a dull film\t0\na fine film\t1\n")
+    found = [one.fields for one in read_sets([str(tmp_path / "sst.tsv")], Sets(map=("text=1", "label=2")))]
+    assert [(one["text"], one["label"]) for one in found] == [("a dull film", "0"), ("a fine film", "1")]
+    (tmp_path / "named.csv").write_text("sentence,label\nwell,1\n")
+    (one,) = read_sets([str(tmp_path / "named.csv")], Sets(map=("text=sentence", "label=2")))  # the line has names
+    assert (one.fields["text"], one.fields["label"]) == ("well", "1")
+
+
+def test_a_quote_in_tsv_that_nothing_closes_does_not_swallow_the_lines_after_it(tmp_path):
+    """GLUE's files have quotes as they were said; what pandas writes has them around fields, over lines too."""
+    rows = [
+        'text\tlabel\n"one" day\t0\n',
+        '"open\t1\n',
+        'he said "go\t0\n',
+        '"closed ""here"""\t1\n',
+        '"two\nlines"\t0\n',
+    ]
+    (tmp_path / "a.tsv").write_text("".join(rows))
+    found = [one.fields for one in read_sets([str(tmp_path / "a.tsv")], Sets())]
+    said = ['"one" day', '"open', 'he said "go', 'closed "here"', "two\nlines"]
+    assert [(one["text"], one["label"]) for one in found] == list(zip(said, "01010", strict=True))
+
+
+def test_a_row_with_more_cells_than_columns_is_an_error_not_half_a_text(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\nfine,1\ngood, but long,0\n")
+    with pytest.raises(UserError, match=r"a\.csv line 3 has more cells than there are columns: 'text', 'label'"):
+        list(read_sets([str(tmp_path / "a.csv")], Sets()))
+
+
+def test_a_field_that_is_null_is_not_there(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"messages": null, "prompt": "a", "completion": "b"}\n')
+    (one,) = read_sets([str(tmp_path / "a.jsonl")], Sets())
+    assert one.fields == {"prompt": "a", "completion": "b"}
