@@ -235,10 +235,11 @@ def peer(options: argparse.Namespace):
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    if options.method != "qlora":
-        model = AutoModelForCausalLM.from_pretrained(options.tokens / "base", dtype=torch.float32)
+    kind = torch.bfloat16 if options.dtype == "bf16" else torch.float32
+    if options.method != "qlora":  # what is frozen may be held in the type of the arithmetic, as llmctl does
+        held = torch.float32 if options.method == "full" else kind
+        model = AutoModelForCausalLM.from_pretrained(options.tokens / "base", dtype=held)
     else:
-        kind = torch.bfloat16 if options.dtype == "bf16" else torch.float32
         held = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind
         )
