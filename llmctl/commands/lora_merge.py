@@ -45,7 +45,10 @@ def lora_merge(
         bool, "Compare the logits of base and adapter with those of the merged model; needs memory for both."
     ] = False,
     threads: Annotated[
-        int, "CPU threads; 0: one for each core. Memory and disk are the limit: more than one seldom helps."
+        int,
+        typer.Option(
+            min=0, help="CPU threads; 0: one for each core. Memory and disk are the limit: more than one seldom helps."
+        ),
     ] = 1,
 ) -> None:
     """Merge adapters into their base: a checkpoint that needs no adapter.

@@ -27,7 +27,10 @@ def merge(
     ] = None,
     dtype: Annotated[Stored, "Type of the merged weights; auto: each as the first model has it."] = "auto",
     threads: Annotated[
-        int, "CPU threads; 0: one for each core. Memory and disk are the limit: more than one seldom helps."
+        int,
+        typer.Option(
+            min=0, help="CPU threads; 0: one for each core. Memory and disk are the limit: more than one seldom helps."
+        ),
     ] = 1,
 ) -> None:
     """Merge checkpoints that were trained from the same one, without training.

@@ -87,6 +87,12 @@ def test_an_adapter_of_qlora_is_merged_into_what_four_bits_leave_of_the_base(cal
     assert not torch.equal(found[name], before[name]) and torch.equal(found[head], before[head])
 
 
+def test_fewer_threads_than_none_are_refused(call, adapter, tiny):
+    for argv in (("lora-merge", adapter()), ("merge", tiny, tiny)):
+        done = call(*argv, "-o", "out", "--threads", "-1")
+        assert done.code == 2 and "--threads is -1" in done.err
+
+
 def test_adapters_of_two_bases_need_one_to_be_named(call, adapter, tiny, tmp_path):
     (tmp_path / "other").mkdir()
     for file in tiny.iterdir():
