@@ -13,12 +13,12 @@ from llmctl.spec.adapt import AdaptConfig
 from llmctl.spec.families import fitted, read_config
 from llmctl.spec.layout import Output
 from llmctl.spec.memory import gib
-from llmctl.spec.model import Problem
+from llmctl.spec.model import ModelConfig, Problem
 from llmctl.spec.peft import is_adapter
 from llmctl.spec.safetensors import main_dtype, read_tensors
 from llmctl.spec.sets import Sets, Task, Weighted
 from llmctl.spec.sizes import parameters
-from llmctl.spec.train import Watch
+from llmctl.spec.train import Watch, check_seed
 from llmctl.spec.tune import Keeping, TuneConfig
 from llmctl.spec.tune_plan import TunePlan
 
@@ -63,6 +63,7 @@ def finetune(
 
     Ctrl-C and SIGTERM save the state and end with 75; the same command line goes on from there, bit for bit.
     """
+    check_seed(seed)
     start = model_path(model)
     if not data:
         raise UserError("There are no records to learn from.", "Name a FILE of them, or - for stdin.", Exit.USAGE)
@@ -70,6 +71,8 @@ def finetune(
         raise UserError(
             f"{start} is an adapter.", f"Merge it first: llmctl lora-merge {start} -o merged", Exit.MISMATCH
         )
+    if [file.path for file in map(Weighted.parse, data)].count("-") + (sets.eval, *keeping.retain_task).count("-") > 1:
+        raise UserError("stdin can be read once, but - is named more than once.", code=Exit.USAGE)
     files, config = [Weighted.parse(one) for one in data], read_config(start)
     size, whole = 4 * parameters(config), not adapt.makes_adapter
     output = Output.plan(
@@ -185,18 +188,33 @@ def _say(
     share = f" ({counts['trained_tokens'] / max(1, counts['tokens']):.1%} of {counts['tokens']:,})"
     laid = "".join(f", {name.replace('_', ' ')} {value}" for name, value in (layout.facts if layout else {}).items())
     console.say(
-        f"task {lessons.task}{laid}: {counts['examples']:,} examples ({counts['heldout_examples']:,} more held out), "
+        f"task {lessons.task}{laid}{_labels(plan.model)}: {counts['examples']:,} examples "
+        f"({counts['heldout_examples']:,} more held out), "
         f"trained on {counts['trained_tokens']:,} {unit}{share if unit == 'tokens' else ''}."
     )
     if counts["over"]:
         console.warn(
             f"{counts['over']:,} examples are too long: {counts['truncated']:,} cut, {counts['dropped']:,} dropped."
         )
+    out = lessons.heldout.counts
+    if out["over"]:
+        console.warn(f"{out['over']:,} held-out ones, too: {out['truncated']:,} cut, {out['dropped']:,} dropped.")
     for note in dict.fromkeys(note for part in lessons.mixture.parts for note in part.notes):
         console.warn(note)
     if layout is not None:
         runs = shown(lessons.mixture[0], tokenizer)
         console.say("an example, what is trained in brackets: " + _brief(runs))
+
+
+def _labels(config: ModelConfig) -> str:
+    """What labels there are, as they were found in the records."""
+    if not config.labels:
+        return ""
+    if config.problem == "regression":
+        return f", {len(config.labels)} number{'s' if len(config.labels) > 1 else ''} (regression)"
+    more = f" and {len(config.labels) - 9} more" if len(config.labels) > 9 else ""
+    several = ", any of" if config.problem == "multi_label" else ", one of"
+    return f"{several} {len(config.labels)} labels ({', '.join(config.labels[:9])}{more})"
 
 
 def _brief(runs: list[tuple[str, bool]]) -> str:

@@ -16,7 +16,7 @@ from llmctl.spec.noise import NoiseConfig, Objective, made_for, suited
 from llmctl.spec.plan import TrainPlan
 from llmctl.spec.presets import Shape
 from llmctl.spec.tokens import read_about
-from llmctl.spec.train import TrainConfig, Watch
+from llmctl.spec.train import TrainConfig, Watch, check_seed
 
 
 @expand
@@ -47,6 +47,7 @@ def pretrain(
     Ctrl-C and SIGTERM save the state and end with 75. However a run ended, the same command line goes on from the
     last state saved, and ends with the same weights, bit for bit, as a run that was never interrupted.
     """
+    check_seed(seed)
     data = model_path(data)
     about = read_about(data)
     model, corpus = _shape(start, shape, about), about["splits"]["train"]["tokens"]

@@ -158,6 +158,16 @@ class Watch:
         return self.eval_every or max(1, steps // 10)
 
 
+def check_seed(seed: int) -> None:
+    """Whether a seed is one that numpy and torch take, each step's number beside it.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not 0 <= seed < 2**31:
+        raise UserError(f"--seed is {seed}, wanted 0 to {2**31 - 1}.", code=Exit.USAGE)
+
+
 def rows_per_epoch(tokens: int, block: int) -> int:
     """Whole rows that one pass takes from a split of `tokens` tokens, whatever offset it begins at."""
     return max(1, (tokens - 1) // block - 1)

@@ -88,13 +88,29 @@ def test_what_it_would_do_is_said_without_doing_it(call, tmp_path, base, sums):
         (["--retain", "absent.txt"], 1, "absent.txt does not exist"),
         (["--method", "full", "--base-dtype", "nf4"], 2, "--base-dtype nf4"),
         (["--map", "prompt=ask"], 1, "ask"),
+        (["--problem", "regression"], 2, "the task is lm"),
+        (["--eval", "old.txt"], 1, "no records in old.txt"),
+        (["--eval", "-", "--retain-task", "-"], 2, "stdin can be read once"),
+        (["--seed", "-1"], 2, "--seed is -1"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_two_lines(call, tmp_path, base, sums, options, code, words):
+    (tmp_path / "old.txt").touch()
     ended = call("finetune", base, sums, "-o", "ad", "--steps", 1, *options)
     assert ended.code == code and words in ended.err and not ended.out, ended.err
     assert [line[:6] for line in ended.err.splitlines()[-2:]] == ["error:", "hint: "]
     assert not (tmp_path / "ad").exists()
+
+
+def test_a_table_without_names_is_learnt_by_the_numbers_of_its_columns_and_its_labels_are_said(call, tmp_path, base):
+    lines = [f"{'good' if at % 2 else 'bad'} film {at}\t{at % 2}\n" for at in range(30)]
+    (tmp_path / "a.tsv").write_text("".join(lines))
+    unnamed = call("finetune", base, "a.tsv", "-o", "ad", "--steps", 1)
+    assert unnamed.code == 4 and "columns of CSV and TSV by number" in unnamed.err
+    made = call(
+        "finetune", base, "a.tsv", "-o", "ad", "--steps", 1, "--split", 1, "--map", "text=1", "--map", "label=2"
+    )
+    assert made.code == 0 and "task classify, one of 2 labels (0, 1): 30 examples" in made.err, made.err
 
 
 @pytest.mark.slow

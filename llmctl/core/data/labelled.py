@@ -33,7 +33,11 @@ class Labels(NamedTuple):
 
 
 def labels_in(
-    records: Iterable[Record], task: Labelling, problem: Problem | None = None, known: ModelConfig | None = None
+    records: Iterable[Record],
+    task: Labelling,
+    problem: Problem | None = None,
+    known: ModelConfig | None = None,
+    places: Sequence[str] = (),
 ) -> Labels:
     """The labels of records: those of a head that is there, else all that occur, sorted.
 
@@ -43,6 +47,7 @@ def labels_in(
     Args:
         problem: what labels of texts are, where that is settled.
         known: a model with a head for the task, whose labels it must be.
+        places: where each record is from, to say so.
 
     Raises:
         UserError: records without labels; labels of several kinds, or that the head does not know; a single one.
@@ -55,7 +60,8 @@ def labels_in(
             hint = (
                 f"Name the field with --map {(TAGS if task == 'tag' else LABELS)[0]}=THEIRS, or leave such records out."
             )
-            raise UserError(f"Record {number} {error}.", hint, Exit.MISMATCH) from error
+            where = places[number - 1] if places else f"Record {number}"
+            raise UserError(f"{where} {error}.", hint, Exit.MISMATCH) from error
     if not values:
         raise UserError("There are no records, so no labels.")
     fixed = None if known is None or not known.labels else _known(known, task)
@@ -84,7 +90,7 @@ class Labelled(NamedTuple):
     """A record as an example.
 
     Attributes:
-        example: for a model with the head.
+        example: for a model with the head; it has no tokens where the text has none.
         length: tokens that it had before it was cut.
         lost: words of it that are not asked for: no token stands for them, or they were cut off.
     """
@@ -149,12 +155,10 @@ class Labeller:
             return _Wrong(number)
         return _Text((record[name], record[PAIR]) if PAIR in record else record[name], number)
 
-    def _labelled(self, text: "_Text", encoding: tokenizers.Encoding) -> Labelled | str:
+    def _labelled(self, text: "_Text", encoding: tokenizers.Encoding) -> Labelled:
         length = len(encoding)
         if self.cutter is not None and length > (self.limit or 0):
             encoding = self.cutter([text.given])[0].encoding
-        if not len(encoding):
-            return "has a text without tokens"
         ids = np.array(encoding.ids, np.int32)
         kinds = np.array(encoding.type_ids, np.uint8)
         types = kinds if self.config.token_types > 1 and kinds.any() else None

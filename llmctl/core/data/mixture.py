@@ -40,6 +40,13 @@ class Mixture:
         """Examples of one pass."""
         return sum(len(part) for part in self.parts)
 
+    @property
+    def times(self) -> list[float]:
+        """How often a pass has each example of each part, on average."""
+        sizes = tuple(len(part) for part in self.parts)
+        drawn = quotas(sizes, tuple(map(float, self.weights)))
+        return [count / size if size else 0.0 for count, size in zip(drawn, sizes, strict=True)]
+
     def index(self, number: int) -> tuple[int, int]:
         """The part, and the example in it, that is taken as number 0, 1, ..."""
         sizes = tuple(len(part) for part in self.parts)

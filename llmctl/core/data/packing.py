@@ -14,6 +14,7 @@ from llmctl.core.model.memory import EncoderInput
 from llmctl.spec.sets import Task
 
 TOGETHER = 512  # examples of an evaluation that are laid out at a time
+SAMPLE = 0x68656C64  # seed of which examples an evaluation of a part reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +47,15 @@ class ExampleOrder:
 def in_order(
     examples: Examples, micro_tokens: int, pack: bool = True, start: int | None = None, limit: int | None = None
 ) -> Iterator[Batch]:
-    """All examples, or the first that have `limit` tokens together, in batches of like lengths: for evaluation."""
+    """All examples, or as many as have `limit` tokens together, in batches of like lengths: for evaluation.
+
+    Those are drawn from everywhere, the same ones every time: files come one after another, and are often sorted.
+    """
     found = list(examples)
-    if limit is not None:
-        read = np.cumsum([_size(one) for one in found])
-        found = found[: max(1, int(np.searchsorted(read, limit, side="right")))]
+    if limit is not None and sum(map(_size, found)) > limit:
+        drawn = np.random.Generator(np.random.PCG64(SAMPLE)).permutation(len(found))
+        read = np.cumsum([_size(found[one]) for one in drawn])
+        found = [found[one] for one in drawn[: max(1, int(np.searchsorted(read, limit, side="right")))]]
     found.sort(key=_size, reverse=True)
     for first in range(0, len(found), TOGETHER):
         some = found[first : first + TOGETHER]

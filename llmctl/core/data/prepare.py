@@ -27,6 +27,7 @@ def encode_examples(
     sets: Sets,
     layout: Layout | None = None,
     seed: int = 0,
+    may_lack: bool = False,
 ) -> Examples:
     """Records as examples.
 
@@ -43,6 +44,7 @@ def encode_examples(
         sets: the options.
         layout: how they become texts, shared by the files of a run; one of its own when None.
         seed: of the choice of phrasings, where there is no layout.
+        may_lack: they are not what is trained on, so all of them may be dropped.
 
     Raises:
         UserError: a record that does not suit the task; examples longer than the limit, where that is an error; no
@@ -50,12 +52,7 @@ def encode_examples(
     """
     limit = limit_of(config, sets)
     if task in ("classify", "tag"):
-        if sets.template is not None:
-            raise UserError(
-                f"--template makes texts to write of records, but --task {task} learns labels.",
-                "Leave one out.",
-                Exit.USAGE,
-            )
+        _for_labels(task, sets)
         made = _labelled(records, tokenizer, config, sets, limit)
     else:
         layout = layout or Layout(tokenizer, sets, task, seed)
@@ -75,10 +72,12 @@ def encode_examples(
         check_known([int(part.max()) for part in (one.ids, one.source) if part is not None and len(part)], config)
     if tally.lost:
         notes.append(f"{tally.lost} words have no token of their own, or were cut off: their tags are not learnt.")
+    if tally.empty:
+        notes.append(f"{tally.empty} texts have no tokens: they are left out.")
     counts = {"truncated": tally.truncated, "dropped": tally.dropped, "over": tally.over}
     notes += () if layout is None else layout.notes
     examples = Examples.of(task, kept, counts, notes, config.prefix_lm)
-    if tally.read and not examples.counts["trained_tokens"]:
+    if tally.read and not examples.counts["trained_tokens"] and not may_lack:
         why = "all of them were longer than the limit, or cut" if tally.over else "no record says anything to learn"
         raise UserError(
             f"None of {tally.read} examples asks for anything: {why}.", "Look at the records, or --truncate."
@@ -118,6 +117,17 @@ def shown(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     return runs
 
 
+def _for_labels(task: Task, sets: Sets) -> None:
+    """Whether no option is about texts to write."""
+    for name in ("template", "chat_template", "system", "train_on"):
+        if getattr(sets, name) != getattr(Sets, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} is about texts to write, but --task {task} learns labels.",
+                "Leave one out.",
+                Exit.USAGE,
+            )
+
+
 class _Made(NamedTuple):
     """An example before and after it is cut to the limit, which may be the same.
 
@@ -137,7 +147,7 @@ class _Tally:
 
     def __init__(self, task: Task, limit: int | None, truncate: Truncate):
         self.task, self.limit, self.truncate = task, limit, truncate
-        self.read = self.over = self.truncated = self.dropped = self.longest = self.lost = 0
+        self.read = self.over = self.truncated = self.dropped = self.longest = self.lost = self.empty = 0
 
     def counted(self, made: _Made) -> Example | None:
         """The example, or None where it is dropped."""
@@ -150,7 +160,8 @@ class _Tally:
                 self.dropped += 1
                 return None
             self.truncated += 1
-        if not asked(self.task, made.example):
+        self.empty += not len(made.example.ids)
+        if not len(made.example.ids) or not asked(self.task, made.example):
             self.dropped += 1
             return None
         return made.example
@@ -198,7 +209,9 @@ def _text(written: list[Written], layout: Layout, config: ModelConfig, limit: in
         ended = layout.marks.end(text) is not None if one.chat else bool(len(ids)) and ids[-1] == tokenizer.eos
         if not ended:
             ids, scored = np.append(ids, tokenizer.eos), np.append(scored, True)
-        if scored[0] and first is not None:
+        if scored[0] and ids[0] == first and len(ids) > 1:  # where all is trained on, a template wrote it
+            scored[0] = False
+        elif scored[0] and first is not None:
             ids, scored = np.insert(ids, 0, first), np.insert(scored, 0, False)
         length = len(ids)
         if limit is not None and length > limit and cut == "right":

@@ -66,6 +66,8 @@ class Layout:
         self.template: Template | None = None if sets.template is None else open_template(sets.template, seed)
         self.talks = 0  # records that a chat template laid out
         self.joined: list[str] = []  # where a word runs from a prompt into its completion, the first few
+        if task == "seq2seq" and sets.train_on == "all":
+            raise UserError("--train-on all: a decoder beside an encoder says the answer alone.", code=Exit.USAGE)
         if sets.chat_template is not None:
             self.chat  # noqa: B018 - what is wrong with it is said now
 

@@ -1,6 +1,6 @@
 """gather: files of records and of old text become what a fine-tuning learns from and is measured on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from llmctl.core.data.batch import Source
@@ -43,11 +43,16 @@ class Lessons(NamedTuple):
     @property
     def sizes(self) -> tuple[int, int | None, float, float]:
         """Tokens of the longest example; of the longest that an encoder beside a decoder reads, or None; of the mean
-        example, both together; share of the former that is trained on."""
+        example, both together; share of the former that is trained on. Parts count as often as they are drawn."""
         parts = [part for part in self.mixture.parts if len(part)]
+        drawn = [times for times in self.mixture.times if times]
         sources = [int(part.source_lengths.max()) for part in parts if part.source_lengths is not None]
-        own = sum(int(part.lengths.sum()) for part in parts)
-        read, asked = (sum(part.counts[name] for part in parts) for name in ("tokens", "trained_tokens"))
+
+        def all_of(counts: Iterable[int]) -> float:
+            return sum(times * count for times, count in zip(drawn, counts, strict=True))
+
+        own = all_of(int(part.lengths.sum()) for part in parts)
+        read, asked = (all_of(part.counts[name] for part in parts) for name in ("tokens", "trained_tokens"))
         longest = max(int(part.lengths.max()) for part in parts)
         return longest, max(sources, default=None), read / self.mixture.epoch, asked / max(1, own)
 
@@ -95,23 +100,28 @@ def gather(
     _suits(task, config)
     more = {name: list(read_sets([path], sets)) for name, path in _named(keeping.retain_task, "retain_task").items()}
     evaluated = [] if sets.eval is None else list(read_sets([sets.eval], sets))
+    if sets.eval is not None and not evaluated:
+        raise UserError(f"There are no records in {sets.eval}.", "Leave --eval out, and --split holds some out.")
+    if problem is not None and task != "classify":
+        raise UserError(f"--problem is about labels of texts, but the task is {task}.", "Leave it out.", Exit.USAGE)
     layout = None
     if task in ("classify", "tag"):
-        everything = [record.fields for records in (*read, evaluated) for record in records]
+        everything = [record for records in (*read, evaluated) for record in records]
         fits = config.classifier == ("token" if task == "tag" else "sequence")
-        names = labels_in(everything, task, problem, config if fits else None)
+        fields_of, places = ([record[i] for record in everything] for i in range(2))
+        names = labels_in(fields_of, task, problem, config if fits else None, places)
         if not fits or names != (config.labels, config.problem):
             config = with_classifier(config, task, names.names, names.problem)
     else:
         layout = Layout(tokenizer, sets, task, seed)
 
-    def encoded(records: list[Record]) -> Examples:
-        return encode_examples(records, task, tokenizer, config, sets, layout, seed)
+    def encoded(records: list[Record], may_lack: bool = False) -> Examples:
+        return encode_examples(records, task, tokenizer, config, sets, layout, seed, may_lack)
 
     template = None if layout is None else layout.template
     halves = [divided(records, sets.trained, template) for records in read]
     parts = [encoded(kept) for kept, _ in halves]
-    heldout = encoded(evaluated or [record for _, out in halves for record in out])
+    heldout = encoded(evaluated or [record for _, out in halves for record in out], not evaluated)
     old = {name: read_old(path, tokenizer, "heldout") for name, path in _named(keeping.retain, "retain").items()}
     replayed = None
     if keeping.mix_pretrain is not None:

@@ -182,11 +182,25 @@ def test_a_step_is_a_pure_function_so_that_resuming_is_exact():
     assert [[batch.tokens.tolist() for batch in one.batches(step, 20)] for step in range(11, 0, -1)] == through[::-1]
 
 
-def test_an_evaluation_reads_every_example_or_the_first_that_fit():
+def test_an_evaluation_reads_every_example_or_as_many_as_fit():
     examples = Examples.of("lm", drawn([5] * 30))
     assert sum(batch.scored for batch in in_order(examples, 64)) == examples.counts["trained_tokens"]
     assert sum(batch.read for batch in in_order(examples, 64, limit=52)) == 40
     assert sum(batch.read for batch in in_order(examples, 64, limit=1)) == 4
+
+
+def test_an_evaluation_of_a_part_is_drawn_from_everywhere():
+    """Sets come sorted by label, or one file after another: the first examples were all of one label, accuracy 1."""
+    one = [Example(np.arange(5), np.zeros(5, bool), None, at // 500) for at in range(1000)]
+    examples = Examples.of("classify", one)
+    labels = [torch.cat([batch.labels for batch in in_order(examples, 64, limit=500)]) for _ in "ab"]
+    assert len(labels[0]) == 100 and 30 < labels[0].sum() < 70
+    assert labels[0].tolist() == labels[1].tolist()
+
+
+def test_parts_count_in_the_figures_of_a_mixture_as_often_as_they_are_drawn():
+    mixture = Mixture([part(30), part(10)], [1, 1], 0)
+    assert mixture.times == [20 / 30, 2.0] and Mixture([part(30), part(10)], [30, 10], 0).times == [1.0, 1.0]
 
 
 def test_examples_come_out_as_they_went_in():

@@ -215,6 +215,15 @@ def test_examples_that_ask_for_nothing_are_dropped_and_if_none_is_left_that_is_a
         examples("bytes", LONG, LONG, truncate="right", max_length=20)
 
 
+def test_held_out_records_may_all_be_too_long():
+    """Of a small set few are held out, and where --truncate drop left none of them the run ended."""
+    read = [Record({"prompt": "long " * 30, "completion": "b"}, "a:1")]
+    kept = encode_examples(
+        read, "lm", made("bytes"), config("bytes"), Sets(max_length=20, truncate="drop"), may_lack=True
+    )
+    assert len(kept) == 0 and kept.counts["dropped"] == kept.counts["over"] == 1
+
+
 def test_shares_and_counts_are_those_of_the_tokens():
     found = examples("bytes", {"prompt": "abc", "completion": "de"}, {"prompt": "a", "completion": ""})
     assert found.counts["tokens"] == 6 + 2 and found.counts["trained_tokens"] == 3 + 1
@@ -240,6 +249,39 @@ def test_a_record_that_does_not_suit_says_where_it_is_and_what_it_has():
 def test_a_word_that_runs_from_the_prompt_into_the_completion_is_pointed_out():
     assert "runs into" in examples("bytes", {"prompt": "Answer", "completion": "yes"}).notes[0]
     assert examples("bytes", {"prompt": "Answer", "completion": " yes"}).notes == ()
+
+
+def test_the_token_that_a_template_begins_with_is_not_put_there_again(tmp_path):
+    """With --train-on all it was trained on, so another was put before it."""
+    for kind in KINDS:
+        tokenizer = made(kind)
+        name = "bos" if tokenizer.bos is not None else "eos"
+        begins = tmp_path / f"{name}.jinja"
+        begins.write_text(
+            "{{ " + name + "_token }}{% for message in messages %}{{ message.content + eos_token }}{% endfor %}"
+        )
+        talk = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
+        (one,) = examples(kind, {"messages": talk}, train_on="all", chat_template=str(begins))
+        first = getattr(tokenizer, name)
+        assert one.ids[0] == first and one.ids[1] != first and one.scored[1:].all() and not one.scored[0]
+
+
+def test_a_text_without_tokens_is_left_out_and_counted():
+    """One empty text of a set for a decoder's classifier was the end of the run."""
+    labelled = config("byte level", classifier="sequence", labels=("0", "1"), lm_head=False)
+    read = [Record({"text": text, "label": at % 2}, f"a:{at}") for at, text in enumerate(("a", "", "b"))]
+    found = encode_examples(read, "classify", made("byte level"), labelled, Sets())
+    assert len(found) == 2 and found.counts["dropped"] == 1 and "1 texts have no tokens" in found.notes[0]
+
+
+def test_options_about_texts_to_write_are_refused_where_labels_are_learnt():
+    labelled = config("byte level", classifier="sequence", labels=("0", "1"), lm_head=False)
+    read = [Record({"text": "a", "label": 0}, "a:1")]
+    for options in ({"system": "b"}, {"chat_template": "plain"}, {"train_on": "all"}, {"template": "sentiment"}):
+        with pytest.raises(UserError, match="about texts to write"):
+            encode_examples(read, "classify", made("byte level"), labelled, Sets(**options))
+    with pytest.raises(UserError, match="says the answer alone"):
+        Layout(made("bytes"), Sets(train_on="all"), "seq2seq")
 
 
 def test_positions_limit_what_may_be_asked_for():
