@@ -8,7 +8,9 @@ class Table:
     """The rows of a table.
 
     The first line names the columns, unless columns are wanted by number, from 1, and none by a name that is there:
-    then it is a row like any other. Beside names, a number stands for the column of that number.
+    then it is a row like any other. What looks like a number in it is no name, but a label of the first row; except
+    where it is nothing but numbers in their order, as pandas names columns. Beside names, a number stands for the
+    column of that number.
 
     In TSV many write quotes as they are, others around fields as CSV has them. So a quote that opens a field counts
     as one around it only where it is closed in the line, or where the line would else have too few columns.
@@ -26,15 +28,13 @@ class Table:
     def __init__(self, lines: Iterable[str], tabs: bool, wanted: Collection[str] = ()):
         self._rows = csv.reader(_mended(lines) if tabs else lines, delimiter="\t" if tabs else ",")
         self._first = next(self._rows, [])
-        self.names = list(self._first)
-        places = {str(place) for place in range(1, len(self._first) + 1)} - set(self._first)
-        numbers = [name for name in wanted if name in places]
-        self._headless = bool(numbers) and not any(name in self._first for name in wanted)
-        if self._headless:
-            self.names = [str(place) for place in range(1, len(self._first) + 1)]
-        else:
-            self.names += list(dict.fromkeys(numbers))
         self._columns = len(self._first)
+        places = [str(place) for place in range(1, self._columns + 1)]
+        numbers = dict.fromkeys(name for name in wanted if name in places)
+        named = any(name in self._first and name not in places for name in wanted)
+        counted = self._first in (places, [str(place) for place in range(self._columns)])
+        self._headless = bool(numbers) and not named and not counted
+        self.names = places if self._headless else self._first + [name for name in numbers if name not in self._first]
 
     @property
     def line(self) -> int:

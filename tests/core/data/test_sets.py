@@ -97,9 +97,13 @@ def test_with_a_template_records_that_it_says_alike_are_on_one_side():
 
 def test_columns_without_names_are_called_by_their_numbers(tmp_path):
     """SST as it is handed out: the first line is a record, which was taken for the names of the columns."""
-    (tmp_path / "sst.tsv").write_text("a dull film\t0\na fine film\t1\n")
-    found = [one.fields for one in read_sets([str(tmp_path / "sst.tsv")], Sets(map=("text=1", "label=2")))]
-    assert [(one["text"], one["label"]) for one in found] == [("a dull film", "0"), ("a fine film", "1")]
+    for first in "012":  # a label that might be the number of a column
+        (tmp_path / "sst.tsv").write_text(f"a dull film\t{first}\na fine film\t1\n")
+        found = [one.fields for one in read_sets([str(tmp_path / "sst.tsv")], Sets(map=("text=1", "label=2")))]
+        assert [(one["text"], one["label"]) for one in found] == [("a dull film", first), ("a fine film", "1")]
+    (tmp_path / "pandas.csv").write_text("0,1\nwell,5\n")
+    (one,) = read_sets([str(tmp_path / "pandas.csv")], Sets(map=("text=0", "label=1")))
+    assert (one.fields["text"], one.fields["label"]) == ("well", "5")
     (tmp_path / "named.csv").write_text("sentence,label\nwell,1\n")
     (one,) = read_sets([str(tmp_path / "named.csv")], Sets(map=("text=sentence", "label=2")))  # the line has names
     assert (one.fields["text"], one.fields["label"]) == ("well", "1")
