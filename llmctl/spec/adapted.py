@@ -1,5 +1,6 @@
 """adapted_config: the shape of a base with its adapter on: the base's own, but for heads that the adapter brings."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from llmctl.errors import Exit, UserError
@@ -8,10 +9,10 @@ from llmctl.spec.families import config_of, family_read, read_config
 from llmctl.spec.files import read_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.peft import base_of, part_of, read_adapter, weights_of
-from llmctl.spec.safetensors import read_header
+from llmctl.spec.safetensors import TensorInfo, read_header
 from llmctl.spec.sites import sites
 
-_LABELLING: dict[str | None, Labelling] = {"SEQ_CLS": "classify", "TOKEN_CLS": "tag"}
+LABELLING: dict[str | None, Labelling] = {"SEQ_CLS": "classify", "TOKEN_CLS": "tag"}
 
 
 def config_beside(directory: Path) -> dict | None:
@@ -37,18 +38,40 @@ def adapted_config(directory: Path) -> ModelConfig:
     """
     if (json := config_beside(directory)) is not None:
         return config_of(json)
-    config, task = read_config(base_of(directory)), _LABELLING.get(read_adapter(directory).task)
-    if task is None or config.classifier != "none":
+    config, task = read_config(base_of(directory)), read_adapter(directory).task
+    if task not in LABELLING or config.classifier != "none":
         return config
-    config = with_classifier(config, task, ("LABEL_0",))
-    out = next(site.theirs for site in sites(config) if site.ours == ("classifier.out",))
+    found = with_head(config, task, read_header(weights_of(directory))[0].values())
+    if found is None:
+        raise UserError(
+            f"{directory} is for a classifier, but holds no {_scores(config, task)}, nor does its base.",
+            "Its head was not saved with it (modules_to_save); name a base that has the head.",
+            Exit.MISMATCH,
+        )
+    return found
+
+
+def with_head(config: ModelConfig, task: str | None, stored: Iterable[TensorInfo]) -> ModelConfig | None:
+    """The shape of a base with the classifier that an adapter holds; None: it holds none.
+
+    One that gives a single number is taken for a regression, as transformers takes it.
+
+    Args:
+        task: of the adapter, as PEFT calls it.
+        stored: the adapter's tensors.
+    """
+    if task not in LABELLING:
+        return None
+    place = f"{_scores(config, task)}.weight"
     family = family_read(config)
-    for name, info in read_header(weights_of(directory))[0].items():
-        module, part = part_of(name)
-        if part == "weight" and family.bare(module) == family.bare(out):
-            return config.resized(labels=tuple(f"LABEL_{i}" for i in range(info.shape[0])))
-    raise UserError(
-        f"{directory} is for a classifier, but holds no {out}, nor does its base.",
-        "Its head was not saved with it (modules_to_save); name a base that has the head.",
-        Exit.MISMATCH,
-    )
+    rows = next((one.shape[0] for one in stored if family.bare(".".join(part_of(one.name))) == place), None)
+    if not rows:
+        return None
+    labels = tuple(f"LABEL_{i}" for i in range(rows))
+    return with_classifier(config, LABELLING[task], labels, "regression" if rows == 1 else "single_label")
+
+
+def _scores(config: ModelConfig, task: str) -> str:
+    """The published name of the matrix whose rows are labels, without the family's prefix."""
+    headed = with_classifier(config, LABELLING[task], ("LABEL_0",))
+    return family_read(headed).bare(next(site.theirs for site in sites(headed) if site.ours == ("classifier.out",)))

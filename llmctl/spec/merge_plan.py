@@ -7,14 +7,13 @@ from typing import Literal
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.account import account, rules, their_shape
-from llmctl.spec.adapted import config_beside
-from llmctl.spec.classifier import Labelling, with_classifier
+from llmctl.spec.adapted import LABELLING, config_beside, with_head
 from llmctl.spec.edits import Edit, Given, Made, edits_of, unfit
 from llmctl.spec.families import config_of, family_for, family_read, read_config, read_config_json
 from llmctl.spec.families.family import Family
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
-from llmctl.spec.peft import Adapter, idle, part_of, read_adapter, weights_of
+from llmctl.spec.peft import Adapter, idle, read_adapter, weights_of
 from llmctl.spec.remade import HEAD, NAMED, apart, check_plain, remade, some
 from llmctl.spec.safetensors import TensorInfo, read_header, read_tensors
 from llmctl.spec.sites import sites
@@ -22,7 +21,6 @@ from llmctl.spec.sizes import shapes
 
 Precision = Literal["stored", "nf4", "nf4-dq"]
 MERGED = ("LORA", "IA3")  # kinds of adapters that weights alone can express
-_TASKS: dict[str, Labelling] = {"SEQ_CLS": "classify", "TOKEN_CLS": "tag"}
 _EMBEDDING = "embed.tokens.weight"
 
 
@@ -85,7 +83,7 @@ class MergePlan:
             ]
         if dropped:
             notes.append(f"left out, as the merged model has no use for it: {some(dropped)}.")
-        if target.classifier == "none" and (headless := [a.task for a in adapters if a.task in _TASKS]):
+        if target.classifier == "none" and (headless := [a.task for a in adapters if a.task in LABELLING]):
             notes.append(f"an adapter of task {headless[0]} brings no head for it: the merged model has the base's.")
         json = remade({**json, **(said or {})}, config, target, dtype)
         return cls(base, tuple(given), target, json, tuple(tensors), tuple(dropped), tuple(notes), precision)
@@ -128,23 +126,9 @@ def _headed(
             said = config_of(json)
             if said.labels and said != config:
                 return said, json
-        elif config.classifier == "none" and adapter.task in _TASKS:
-            task = _TASKS[adapter.task]
-            rows = _labels(with_classifier(config, task, ("a", "b"), "single_label"), stored[one])
-            if rows:
-                labels = tuple(f"LABEL_{i}" for i in range(rows))
-                return with_classifier(config, task, labels, "regression" if rows == 1 else "single_label"), None
+        elif config.classifier == "none" and (headed := with_head(config, adapter.task, stored[one].values())):
+            return headed, None
     return config, None
-
-
-def _labels(config: ModelConfig, stored: dict[str, TensorInfo]) -> int | None:
-    """How many labels the classifier that is stored has."""
-    family = family_for(config)
-    place = next(rule.theirs for rule in rules(config, family) if rule.ours == ("classifier.out.weight",))
-    for name, info in stored.items():
-        if family.bare(".".join(part_of(name))) == family.bare(place):
-            return info.shape[0]
-    return None
 
 
 def _untied(config: ModelConfig, found: dict[str, list[Edit]], given: list[Given]) -> tuple[ModelConfig, list[str]]:

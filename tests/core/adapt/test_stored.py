@@ -13,6 +13,8 @@ from llmctl.core.model.init import initialise
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import UserError
 from llmctl.spec.adapt import WHOLE, AdaptConfig, Method
+from llmctl.spec.edits import Given
+from llmctl.spec.merge_plan import MergePlan
 from llmctl.spec.peft import base_of
 from tests.core.adapt.test_inject import hidden
 from tests.core.variants import VARIANTS
@@ -149,6 +151,18 @@ def test_how_the_base_was_held_in_training_says_nothing_of_the_base_that_is_here
     with pytest.raises(UserError, match="of another model than the base") as caught:
         Checkpoint.open(adapter).model()
     assert caught.value.code == 4
+
+
+@pytest.mark.parametrize(("rows", "problem"), [(1, "regression"), (3, "single_label")])
+def test_a_head_that_an_adapter_brings_is_the_same_beside_the_base_and_merged(rows, problem, stored):
+    """One number had been the only label of a choice, which always has it."""
+    adapter, base = stored
+    file = adapter / "adapter_model.safetensors"
+    save_file(load_file(file) | {"base_model.model.score.weight": torch.ones(rows, VARIANTS["llama"].width)}, file)
+    changed(adapter / "adapter_config.json", task_type="SEQ_CLS", modules_to_save=["classifier", "score"])
+    config = Checkpoint.open(adapter).config
+    assert (config.problem, len(config.labels)) == (problem, rows)
+    assert Checkpoint.open(adapter).model().config == config == MergePlan.of(base, [Given(adapter)]).config
 
 
 def test_an_adapter_stands_on_no_adapter_and_not_on_itself(stored):
