@@ -180,6 +180,9 @@ OURS = {
     "on-head": ("llama", {"targets": ("head", "attention.q")}),
     "on-tied-head": ("gpt2", {"targets": ("head",)}),
     "on-tied-head-bert": ("bert-mlm", {"targets": ("head",)}),
+    "on-head-of-another-name-than-in-files": ("gpt_neox", {"targets": ("head", "attention.q")}),
+    "own-head-of-another-name-than-in-files": ("gpt_neox", {"train": ("head",)}),
+    "tied-table-of-another-name-than-in-files": ("gpt_neox-tied-no-biases", {"train": ("embed.tokens",)}),
     "on-table-t5": ("t5", {"targets": ("embed.tokens", "relative")}),
     "on-table-bart": ("bart", {"targets": ("embed.tokens",)}),
 }

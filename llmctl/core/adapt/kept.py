@@ -111,7 +111,7 @@ def _placed(
         rule = every.get(family.renaming(name))
         if rule is None:
             wrong.append(f"{name} is nothing in this model")
-        elif name in heads and name in kept:
+        elif family.renaming(name) in heads and name in kept:
             head = tensor
         elif rule in values and not torch.equal(values[rule], tensor):
             wrong.append(f"{name} is {rule.theirs} in this model, but differs from it")

@@ -37,7 +37,7 @@ def save_adapter(directory: Path, model: Transformer, config: AdaptConfig, base:
     Raises:
         ValueError: adapters that one file cannot hold.
     """
-    kind = PEFT_TYPES[config.method]
+    kind, family = PEFT_TYPES[config.method], family_read(model.config)
     targets = [site for site in adaptable(model.config) if _adapters(model, site)]
     if kind not in FORMS:
         said, tensors = save_soft(model)
@@ -46,16 +46,17 @@ def save_adapter(directory: Path, model: Transformer, config: AdaptConfig, base:
         for site in targets:
             parts = FORMS[kind].parts(site, [model.get_submodule(name) for name in site.ours], model.config.heads)
             for name in (site.theirs, *twins(model.config).get(site.theirs, ())):
-                tensors |= {f"{WRAPPED}{name}.{part}": tensor for part, tensor in parts.items()}
+                tensors |= {f"{WRAPPED}{family.in_class(name)}.{part}": tensor for part, tensor in parts.items()}
         said = _said(model, config, kind, targets)
     kept, whole, biases = save_kept(model, {site.theirs for site in targets})
-    tensors |= {f"{PROMPTED if kind in PROMPTS else WRAPPED}{name}": tensor for name, tensor in kept.items()}
+    prefix = PROMPTED if kind in PROMPTS else WRAPPED
+    tensors |= {f"{prefix}{family.in_class(name)}": tensor for name, tensor in kept.items()}
     common = {
         "peft_type": kind,
         "task_type": _task(task, model),
         "base_model_name_or_path": str(Path(base).resolve()),
         "inference_mode": True,
-        **({"modules_to_save": whole} if whole else {}),
+        **({"modules_to_save": [family.in_class(name) for name in whole]} if whole else {}),
         **({"bias": "all" if biases else "none"} if kind == "LORA" else {}),
     }
     write_json(Path(directory) / CONFIG, common | said)
@@ -213,9 +214,13 @@ def _adapters(model: Transformer, site: Site) -> list[nn.Module]:
 
 def _said(model: Transformer, config: AdaptConfig, kind: str, targets: list[Site]) -> dict[str, object]:
     """What adapter_config.json says of adapters at sites."""
-    others = twins(model.config)
-    every = [name for site in adaptable(model.config) for name in (site.theirs, *others.get(site.theirs, ()))]
-    at = {name: site for site in targets for name in (site.theirs, *others.get(site.theirs, ()))}
+    others, family = twins(model.config), family_read(model.config)
+
+    def names(site: Site) -> list[str]:
+        return [family.in_class(name) for name in (site.theirs, *others.get(site.theirs, ()))]
+
+    every = [name for site in adaptable(model.config) for name in names(site)]
+    at = {name: site for site in targets for name in names(site)}
     own = FORMS[kind].said(config, {name: _adapters(model, site)[0] for name, site in at.items()}, every)
     return {"fan_in_fan_out": any(site.transposed for site in targets), **own}
 

@@ -20,6 +20,8 @@ class Family:
         prefixes: of tensor names, which files of a model saved without its head lack.
         ignored: patterns (whole name, after the prefix) of stored buffers that follow from the config.
         renamed: (pattern, replacement) of what old files call otherwise, applied to every stored name.
+        classes: (pattern, replacement) of modules that transformers' classes of today, and so adapters, call otherwise
+            than files do.
         aliases: other names under which a file may hold a tensor again, or instead: alias to the name in `names`.
         settled: flags of ModelConfig that the stored tensors decide: config.json does not always say which heads
             there are.
@@ -34,15 +36,18 @@ class Family:
     prefixes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
+    classes: tuple[tuple[str, str], ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
     settled: tuple[str, ...] = ()
     classifiers: Callable[[ModelConfig], dict[Level, dict[str, object]]] = lambda config: {}
 
     def renaming(self, name: str) -> str:
         """What a stored tensor is called in files of today."""
-        for pattern, replacement in self.renamed:
-            name = re.sub(pattern, replacement, name)
-        return name
+        return _replaced(name, self.renamed)
+
+    def in_class(self, name: str) -> str:
+        """What a class of transformers calls a tensor or a module of a file."""
+        return _replaced(name, self.classes)
 
     def module(self, name: str) -> str:
         """What a module is called in files of today, without the prefix."""
@@ -51,6 +56,12 @@ class Family:
     def bare(self, name: str) -> str:
         """The name of a tensor or a module without the prefix."""
         return next((name.removeprefix(prefix) for prefix in self.prefixes if name.startswith(prefix)), name)
+
+
+def _replaced(name: str, changes: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in changes:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def pair(theirs: str, ours: str, bias: bool, **how: object) -> list[Name]:

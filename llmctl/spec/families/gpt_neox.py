@@ -108,5 +108,6 @@ FAMILY = Family(
     prefixes=("gpt_neox.",),
     ignored=(r"layers\.\d+\.attention\.(masked_)?bias", r"layers\.\d+\.attention\.rotary_emb\.inv_freq"),
     renamed=((r"^lm_head\.", "embed_out."),),
+    classes=((r"^embed_out\b", "lm_head"),),
     classifiers=lambda config: decoder_classifiers(_CLASSES),
 )
