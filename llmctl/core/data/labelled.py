@@ -1,5 +1,6 @@
 """labelled: texts and words with labels: which labels there are, and records as the examples of a classifier."""
 
+import ast
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,6 +8,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import tokenizers
 
 from llmctl.core.data.batch import IGNORE
@@ -183,7 +185,7 @@ class _Wrong(NamedTuple):
 
 def _words(record: Record, labels: Labels) -> _Text | _Wrong:
     """Words joined with spaces."""
-    words = record.get("tokens")
+    words = _listed(record.get("tokens"))
     if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
         return _Wrong("has no list of strings 'tokens'")
     try:
@@ -225,8 +227,7 @@ def _value(record: Record, task: Labelling) -> Any:
     value = next((record[name] for name in fields if record.get(name) is not None), None)
     if value is None:
         raise ValueError(f"has none of {', '.join(map(repr, fields))}")
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
+    value = _listed(value.tolist() if isinstance(value, np.ndarray) else value)
     several = isinstance(value, (list, tuple))
     if task == "tag" and not several:
         raise ValueError("has tags that are no list")
@@ -236,6 +237,17 @@ def _value(record: Record, task: Labelling) -> Any:
         if isinstance(one, float) and not math.isfinite(one):
             raise ValueError(f"has the label {one}, which is no number")
     return list(value) if several else value
+
+
+def _listed(value: Any) -> Any:
+    """A list that a table holds as text, as JSON or Python write it; all else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        for read in (orjson.loads, ast.literal_eval):
+            try:
+                return read(value.strip())
+            except (ValueError, SyntaxError):
+                continue
+    return value
 
 
 def _problem(values: list[Any]) -> Problem:

@@ -214,6 +214,18 @@ def test_an_empty_text_is_an_example_only_where_something_frames_it():
     assert framed.example.ids.tolist() == [2, 3]
 
 
+@pytest.mark.parametrize("words, tags", [('["a", "b"]', '["O", "B-Y"]'), ("['a', 'b']", "['O', 'B-Y']")])
+def test_lists_that_a_table_holds_as_text_are_lists(words, tags):
+    """CSV has no lists: JSON and what pandas writes are met."""
+    (listed,) = Labeller(wordpiece(), model("bert", "tag", ("O", "B-Y")))(
+        [{"tokens": ["a", "b"], "tags": ["O", "B-Y"]}]
+    )
+    (made,) = Labeller(wordpiece(), model("bert", "tag", ("O", "B-Y")))([{"tokens": words, "tags": tags}])
+    assert made.example.ids.tolist() == listed.example.ids.tolist()
+    assert made.example.label.tolist() == listed.example.label.tolist()
+    assert labels_in([{"text": "a", "labels": '["x", "y"]'}], "classify") == (("x", "y"), "multi_label")
+
+
 def test_typed_special_tokens_are_text():
     (made,) = Labeller(wordpiece(), model("bert", "classify", ("0", "1")))([{"text": "[SEP]", "label": 0}])
     assert 3 not in made.example.ids[1:-1]
