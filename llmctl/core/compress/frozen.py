@@ -137,7 +137,8 @@ def product(x: Tensor, bias: Tensor | None, make: Callable[..., Tensor], *held: 
     """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    return _Product.apply(x, bias, make, dtype, *held)
+    rows = _Product.apply(x.flatten(0, -2), bias, make, dtype, *held)  # (N, O), no view: an adapter may overwrite it
+    return rows.view(*x.shape[:-1], -1)
 
 
 def _cast(dtype: torch.dtype, weight: Tensor) -> Tensor:
@@ -162,5 +163,5 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = (grad @ ctx.make(grad.dtype, *ctx.saved_tensors)).to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
-            db = grad.flatten(0, -2).sum(0, dtype=torch.float32).to(ctx.dtypes[1])
+            db = grad.sum(0, dtype=torch.float32).to(ctx.dtypes[1])
         return dx, db, None, None, *(None for _ in ctx.saved_tensors)

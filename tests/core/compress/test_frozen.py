@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llmctl.core.adapt.inject import adapt
+from llmctl.core.adapt.lora import Lora
 from llmctl.core.checkpoint.directory import Checkpoint, save_checkpoint
 from llmctl.core.compress.frozen import CastLinear, Nf4Linear, freeze
 from llmctl.core.compress.nf4 import pack, unpack
@@ -42,6 +43,16 @@ def test_a_model_in_4_bits_computes_what_one_of_the_unpacked_weights_does(name, 
                 module.weight.copy_(unpack(packed, tuple(module.weight.shape), torch.float32))
                 assert torch.equal(model.get_submodule(path).dense(), module.weight)
     assert torch.equal(hidden(model), hidden(other))
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_an_adapter_may_overwrite_the_product_of_4_bits_with_and_without_a_bias(name):
+    """A product with a bias had been a view, which autograd lets nobody overwrite: QLoRA of BERT ended in an error."""
+    model = made(name)
+    freeze(model, QLORA, torch.float32)
+    adapt(model, QLORA, seed=0)
+    hidden(model).sum().backward()
+    assert all(one.b.grad.abs().sum() > 0 for one in model.modules() if isinstance(one, Lora))
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
