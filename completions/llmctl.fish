@@ -244,7 +244,7 @@ complete -c llmctl -n '__fish_seen_subcommand_from finetune' -l pack -d 'Decoder
 complete -c llmctl -n '__fish_seen_subcommand_from finetune' -l no-pack -d 'Decoders: put several short examples in a row'
 complete -c llmctl -n '__fish_seen_subcommand_from finetune' -l retain -x -d 'Text of the old kind, or a directory of tokens (its held-out part): its perplexity is measured before and after, which shows what is forgotten'
 complete -c llmctl -n '__fish_seen_subcommand_from finetune' -l retain-task -x -d 'Records of another kind, read as DATA is: measured before and after'
-complete -c llmctl -n '__fish_seen_subcommand_from finetune' -l mix-pretrain -x -d 'FILE:SHARE: such a share of what is trained on, in tokens, are rows of old text, or of a directory of tokens'
+complete -c llmctl -n '__fish_seen_subcommand_from finetune' -l mix-pretrain -x -d 'FILE:SHARE: such a share of the tokens that are read are rows of old text, or of a directory of tokens'
 complete -c llmctl -n '__fish_seen_subcommand_from finetune' -l eval-every -x -d 'Steps between evaluations on held-out text'
 complete -c llmctl -n '__fish_seen_subcommand_from finetune' -l eval-tokens -x -d 'Held-out tokens that one evaluation reads, at most'
 complete -c llmctl -n '__fish_seen_subcommand_from finetune' -l save-every -x -d 'Seconds between saved states, from which an interrupted run goes on'

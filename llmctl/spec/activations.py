@@ -7,7 +7,7 @@ h width, f ff, a heads, d head_dim, q = a d, kv = kv_heads d, s tokens of a row,
 from math import ceil, prod
 
 from llmctl.errors import Exit, UserError
-from llmctl.spec.kept import Rows, explicit, norm_bytes, of_layer, rows_of, stream_bytes, summed
+from llmctl.spec.kept import Rows, explicit, norm_bytes, of_layer, rows_of, stream_bytes
 from llmctl.spec.learning import Layer, head_learns, last_learns, learning
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.setting import ELEMENT, Setting
@@ -112,11 +112,10 @@ def _dense(config: ModelConfig, setting: Setting, rows: Rows) -> int:
     if not tuning.makes_adapter:
         return 0
     made = ELEMENT[setting.dtype] * max(sizes.values()) if setting.matrices != setting.dtype else 0
-    if tuning.low_rank:
+    if tuning.method == "dora":
         low = {name for layer in learning(config, tuning)[rows.stack] for name in layer.attention.low | layer.mlp.low}
-        each = 8 if tuning.method == "dora" and setting.matrices != "fp32" else 4  # lengths are those of an fp32 sum
-        met = (name for name in low if tuning.method == "dora" or summed(config, setting, rows, name))
-        made = max([made, *(each * sizes[name] for name in met)])
+        each = 8 if setting.matrices != "fp32" else 4  # lengths are those of an fp32 sum
+        made = max([made, *(each * sizes[name] for name in low)])
     return made // setting.tensor_parallel
 
 

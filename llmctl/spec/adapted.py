@@ -12,25 +12,26 @@ from llmctl.spec.peft import base_of, part_of, read_adapter, weights_of
 from llmctl.spec.safetensors import TensorInfo, read_header
 from llmctl.spec.sites import sites
 
+SHAPE = "adapted_config.json"  # transformers takes a directory that holds a config.json for a whole checkpoint
 LABELLING: dict[str | None, Labelling] = {"SEQ_CLS": "classify", "TOKEN_CLS": "tag"}
 
 
 def config_beside(directory: Path) -> dict | None:
-    """The config.json that lies with an adapter, if one does.
+    """The config of base and adapter together that lies with an adapter, if one does: ours, or a config.json.
 
     Some tools copy the base's there, with the few bits that they held it in while they trained; that tells nothing of
     the base that is here.
     """
-    path = directory / "config.json"
-    if not path.is_file():
+    name = next((name for name in (SHAPE, "config.json") if (directory / name).is_file()), None)
+    if name is None:
         return None
-    return {key: value for key, value in read_json(path, "config.json").items() if key != "quantization_config"}
+    return {key: value for key, value in read_json(directory / name, name).items() if key != "quantization_config"}
 
 
 def adapted_config(directory: Path) -> ModelConfig:
     """The shape of the model that an adapter's directory stands for.
 
-    A config.json beside the adapter says it, labels included. Without one it is the base's; where the adapter is for
+    A config beside the adapter says it, labels included. Without one it is the base's; where the adapter is for
     a classifier and the base has none, with as many labels as the adapter's own head scores.
 
     Raises:

@@ -89,14 +89,6 @@ def of_layer(
     return sums
 
 
-def summed(config: ModelConfig, setting: Setting, rows: Rows, matrix: str) -> bool:
-    """Whether an adapter of low rank is added to its matrix before the product, as is done in fp32 for many rows."""
-    if setting.matrices != "fp32" or setting.dtype != "fp32" or setting.tuning.dropout:
-        return False
-    outputs, inputs = linears(config)[matrix]
-    return setting.batch * rows.tokens * (inputs + outputs) >= inputs * outputs
-
-
 def norm_bytes(
     config: ModelConfig,
     setting: Setting,
@@ -185,11 +177,11 @@ def of_adapters(config: ModelConfig, setting: Setting, rows: Rows, learns: Layer
             if matrix in half.scaled:
                 found += share * e * outputs * (matrix != "down")
                 continue
-            found += 0 if summed(config, setting, rows, matrix) else share * e * tuning.rank
+            found += share * e * tuning.rank
             if tuning.method == "dora":
                 found += share * e * outputs
             if tuning.dropout and (half.inner if matrix in ("out", "down") else half.before or half.norm):
-                found += share * inputs * (e if matrix in ("out", "down") else stream_bytes(setting))
+                found += share * inputs * e
         if half.narrow:
             found += e * (config.width + 2 * tuning.bottleneck)
     q = config.heads * config.head_dim

@@ -27,7 +27,8 @@ class Keeping:
     ] = ()
     mix_pretrain: Annotated[
         str | None,
-        "FILE:SHARE: such a share of what is trained on, in tokens, are rows of old text, or of a directory of tokens.",
+        "FILE:SHARE: such a share of the tokens that are read are rows of old text, or of a directory of tokens. They "
+        "weigh more than that, since all of them are trained on, and of an example only its answer.",
     ] = None
 
     def __post_init__(self) -> None:

@@ -40,6 +40,7 @@ class Lora(nn.Module):
         self.magnitude = None if magnitude is None else nn.Parameter(magnitude)
         self.bias = None if bias is None else nn.Parameter(bias)
         self.scale, self.dropout = scale, dropout
+        self._kept: tuple[tuple[object, ...], Tensor] | None = None  # DoRA's factor, and what it was made of
 
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
         """What the layer makes of x, (..., in) to (..., out); of a table, (...) ids to (..., width)."""
@@ -59,6 +60,11 @@ class Lora(nn.Module):
         y = _Beside.apply(y, self._dropped(x), self.a, b, self.scale, y.dtype if cast else self.a.dtype)
         return y if self.bias is None else torch.add(y, self.bias, alpha=self.scale).to(y.dtype)
 
+    def train(self, mode: bool = True) -> "Lora":
+        """Change the mode; what was kept is forgotten."""
+        self._kept = None
+        return super().train(mode)
+
     def weight(self, layer: nn.Module) -> Tensor:
         """The matrix that the layer amounts to, (out, in) float32; of a table (rows, width)."""
         found = _sum(layer, self.a, self.b, self.scale)
@@ -67,11 +73,25 @@ class Lora(nn.Module):
         return found.t() if isinstance(layer, nn.Embedding) else found
 
     def _factor(self, layer: nn.Module) -> Tensor:
-        """DoRA's magnitude over length, (out,)."""
-        return self.magnitude / norms(layer, self.a, self.b, self.scale)
+        """DoRA's magnitude over length, (out,); where nothing is trained it is made once, not for each token.
+
+        A step of an optimizer may leave no trace on its parameters, but between two there is a change of mode.
+        """
+        if torch.is_grad_enabled() or self.training:
+            return self.magnitude / norms(layer, self.a, self.b, self.scale)
+        parts = (self.a, self.b, self.magnitude)
+        made_of = (id(layer), *((id(part), part.device, part.dtype, _version(part)) for part in parts))
+        if self._kept is None or self._kept[0] != made_of:
+            self._kept = made_of, self.magnitude / norms(layer, self.a, self.b, self.scale)
+        return self._kept[1]
 
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; one made in inference mode does not tell, and is written to no more."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @torch.no_grad()

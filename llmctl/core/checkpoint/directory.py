@@ -194,11 +194,11 @@ def save_checkpoint(
                 shutil.copyfile(tokenizer_from / name, directory / name)
 
 
-def write_config(directory: Path, config: ModelConfig, dtype: torch.dtype) -> None:
+def write_config(directory: Path, config: ModelConfig, dtype: torch.dtype, name: str = "config.json") -> None:
     """Write config.json into an existing directory, as the family of a model of that config spells it."""
     named = str(dtype).removeprefix("torch.")
     spelled = {**family_for(config).to_json(fitted(config)), "dtype": named, "torch_dtype": named}
-    write_json(directory / "config.json", spelled)
+    write_json(directory / name, spelled)
 
 
 def _fitting(state: dict[str, Tensor], config: ModelConfig) -> list[Name]:

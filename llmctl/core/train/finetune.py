@@ -25,6 +25,7 @@ from llmctl.core.train.optim import optimizers
 from llmctl.core.train.run import Probe, Run
 from llmctl.core.train.wrap import compile_layers, recompute
 from llmctl.spec.adapt import AdaptConfig
+from llmctl.spec.adapted import SHAPE
 from llmctl.spec.files import write_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.sets import Task
@@ -90,7 +91,7 @@ def prepare(
         if method.makes_adapter:
             save_adapter(to, model, method, start, lessons.task)
             if config.labels:
-                write_config(to, config, stored)
+                write_config(to, config, stored, SHAPE)
             if generation:
                 write_json(to / "generation_config.json", generation)
         else:
