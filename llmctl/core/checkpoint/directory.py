@@ -192,6 +192,19 @@ def save_checkpoint(
         for name in TOKENIZER_FILES:
             if (tokenizer_from / name).is_file():
                 shutil.copyfile(tokenizer_from / name, directory / name)
+        name_inputs(directory, config)
+
+
+def name_inputs(directory: Path, config: ModelConfig) -> None:
+    """Have the tokenizer_config.json of a model that tells kinds of tokens apart say so, if it says nothing.
+
+    A tokenizer of transformers gives kinds only where they are named, since its version 5.
+    """
+    path = directory / "tokenizer_config.json"
+    if config.token_types < 2 or not path.is_file():
+        return
+    said = read_json(path, path.name)
+    write_json(path, {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"], **said})
 
 
 def write_config(directory: Path, config: ModelConfig, dtype: torch.dtype, name: str = "config.json") -> None:

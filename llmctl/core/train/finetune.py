@@ -10,7 +10,7 @@ import torch
 from llmctl.core.adapt.head import rehead
 from llmctl.core.adapt.inject import adapt
 from llmctl.core.adapt.stored import save_adapter
-from llmctl.core.checkpoint.directory import Checkpoint, save_checkpoint, write_config
+from llmctl.core.checkpoint.directory import Checkpoint, name_inputs, save_checkpoint, write_config
 from llmctl.core.compress.frozen import freeze
 from llmctl.core.data.batch import Batch, Build, TrainingOrder
 from llmctl.core.data.old import Replay, probe, rows_of
@@ -97,6 +97,7 @@ def prepare(
         else:
             save_checkpoint(to, model, config, stored, generation=generation)
         write_also(to)
+        name_inputs(to, config)
 
     order = ExampleOrder(lessons.mixture, tune.batch_size, lessons.packed, config.opens)
     measured = partial(
