@@ -13,6 +13,7 @@ from llmctl.core.data.mixture import Mixture
 from llmctl.core.model.memory import EncoderInput
 from llmctl.spec.sets import Task
 
+ENOUGH = 1024  # tokens of a batch, padding included, from which on rows that are much shorter have one of their own
 TOGETHER = 512  # examples of an evaluation that are laid out at a time
 SAMPLE = 0x68656C64  # seed of which examples an evaluation of a part reads
 
@@ -74,6 +75,7 @@ def laid_out(
 
     Packed, a row takes as many as fit in the width of the longest that is left, so that rows are full and attention
     is no wider than it must be. The longest is placed first, each in the first row with room (first fit decreasing).
+    Padded, a batch that is large enough to keep a machine busy takes no row that would be padding for a quarter.
 
     Args:
         micro_tokens: of a batch, padding included, the encoder's beside the decoder's; one row may have more.
@@ -95,7 +97,8 @@ def laid_out(
                 room[at] -= need
                 continue
             wide = max(read, 0 if one.source is None else len(one.source)), max(said, need)
-            if rows and (len(rows) + 1) * sum(wide) > micro_tokens:
+            sparse = not (pack and task == "lm") and len(rows) * sum(wide) >= ENOUGH and 4 * _size(one) < 3 * sum(wide)
+            if rows and (sparse or (len(rows) + 1) * sum(wide) > micro_tokens):
                 rest.append(one)
                 continue
             read, said = wide

@@ -211,3 +211,12 @@ def test_examples_come_out_as_they_went_in():
         assert one.scored.tolist() == other.scored.tolist() and one.label is one.types is None
     with pytest.raises(IndexError):
         Examples.of("lm", [])[0]
+
+
+def test_padded_rows_of_unlike_lengths_are_in_batches_of_their_own_once_these_are_large():
+    """Sixteen texts, one of them long, were padded to it: twice the tokens, and twice the time."""
+    texts = [Example(np.arange(length, dtype=np.int32), np.ones(length, bool)) for length in [300] * 4 + [60] * 12]
+    batches = list(laid_out("lm", texts, 8192, pack=False))
+    assert [tuple(batch.tokens.shape) for batch in batches] == [(4, 299), (12, 59)]
+    few = list(laid_out("lm", texts[3:], 8192, pack=False))  # too few to be worth a batch
+    assert len(few[0].tokens) > 1
