@@ -1,10 +1,10 @@
-"""write_shards: tensors into safetensors files, one tensor in memory at a time."""
+"""Shards: tensors into safetensors files, one tensor in memory at a time."""
 
 import json
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,19 @@ class Item(NamedTuple):
         return prod(self.shape) * self.dtype.itemsize
 
 
+class Announced(NamedTuple):
+    """A tensor to write, as its header says."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Size of its data."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
 def write_shards(directory: Path, items: list[Item], shard_bytes: int) -> list[Path]:
     """Write model.safetensors, or numbered shards and their index where the data is more than `shard_bytes`.
 
@@ -51,48 +64,102 @@ def write_shards(directory: Path, items: list[Item], shard_bytes: int) -> list[P
     Raises:
         OSError: the disk is full, or the directory cannot be written.
     """
-    shards = _shards(items, shard_bytes)
-    if len(shards) == 1:
-        return [_write(directory / SINGLE, shards[0])]
-    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    files = [_write(directory / name, shard) for name, shard in zip(names, shards, strict=True)]
-    index = {
-        "metadata": {"total_size": sum(item.bytes for item in items)},
-        "weight_map": {item.name: name for name, shard in zip(names, shards, strict=True) for item in shard},
-    }
-    (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return [*files, directory / INDEX]
+    with Shards(directory, [Announced(item.name, item.shape, item.dtype) for item in items], shard_bytes) as shards:
+        made = {item.name: item.make for item in items}
+        for name in shards.order:
+            shards.put(name, made[name]())
+    return shards.files
 
 
-def _shards(items: list[Item], shard_bytes: int) -> list[list[Item]]:
-    """Runs of items of at most shard_bytes each, or of one item that is larger."""
-    shards: list[list[Item]] = [[]]
+class Shards:
+    """model.safetensors, or numbered shards and their index, whose tensors may come in any order.
+
+        with Shards(directory, [Announced("a", (2, 3), torch.float32), ...], shard_bytes) as shards:
+            shards.put("a", tensor)
+
+    Attributes:
+        files: the files, index last.
+        order: the names as their data lies in the files: in this order writing is sequential.
+
+    Raises:
+        ValueError: a tensor that was not announced or is of another shape or dtype; or one that never came.
+        OSError: the disk is full, or the directory cannot be written.
+    """
+
+    def __init__(self, directory: Path, tensors: list[Announced], shard_bytes: int):
+        runs = _runs(tensors, shard_bytes)
+        if len(runs) == 1:
+            names = [SINGLE]
+        else:
+            names = [f"model-{i:05}-of-{len(runs):05}.safetensors" for i in range(1, len(runs) + 1)]
+        self.files = [directory / name for name in names]
+        self.order: list[str] = []
+        self._places: dict[str, tuple[int, int, Announced]] = {}  # number of the file, offset
+        self._open: list[BinaryIO] = []
+        headers = []
+        for number, run in enumerate(runs):
+            run = sorted(run, key=lambda one: -BITS[_CODES[one.dtype]])  # stable; keeps every tensor aligned
+            headers.append(_header(run))
+            end = len(headers[-1])
+            for one in run:
+                self._places[one.name] = (number, end, one)
+                self.order.append(one.name)
+                end += one.bytes
+        for path, header in zip(self.files, headers, strict=True):
+            self._open.append(open(path, "wb"))  # noqa: SIM115 - closed on leaving
+            self._open[-1].write(header)
+        self._missing = set(self._places)
+        if len(runs) > 1:
+            index = {
+                "metadata": {"total_size": sum(one.bytes for one in tensors)},
+                "weight_map": {one.name: name for one in tensors for name in [names[self._places[one.name][0]]]},
+            }
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            (directory / INDEX).write_text(text, encoding="utf-8")
+            self.files.append(directory / INDEX)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Write one tensor, cast to what was announced."""
+        if name not in self._missing:
+            raise ValueError(f"{name} was not announced, or has been written")
+        number, offset, told = self._places[name]
+        tensor = tensor.to(device="cpu", dtype=told.dtype).contiguous()
+        if tuple(tensor.shape) != told.shape:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}, not {told.shape} as announced")
+        self._open[number].seek(offset)
+        self._open[number].write(tensor.flatten().view(torch.uint8).numpy())
+        self._missing.remove(name)
+
+    def __enter__(self) -> "Shards":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        for file in self._open:
+            file.close()
+        if kind is None and self._missing:
+            raise ValueError(f"never written: {', '.join(sorted(self._missing)[:4])}")
+
+
+def _runs(tensors: list[Announced], shard_bytes: int) -> list[list[Announced]]:
+    """Runs of tensors of at most shard_bytes each, or of one that is larger."""
+    runs: list[list[Announced]] = [[]]
     room = shard_bytes
-    for item in items:
-        if shards[-1] and item.bytes > room:
-            shards.append([])
+    for one in tensors:
+        if runs[-1] and one.bytes > room:
+            runs.append([])
             room = shard_bytes
-        shards[-1].append(item)
-        room -= item.bytes
-    return shards
+        runs[-1].append(one)
+        room -= one.bytes
+    return runs
 
 
-def _write(path: Path, items: list[Item]) -> Path:
-    items = sorted(items, key=lambda item: -BITS[_CODES[item.dtype]])  # stable; keeps every tensor aligned
+def _header(tensors: list[Announced]) -> bytes:
+    """What stands before the data of tensors that lie one after another."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for item in items:
-        start, end = end, end + item.bytes
-        header[item.name] = {"dtype": _CODES[item.dtype], "shape": list(item.shape), "data_offsets": [start, end]}
+    for one in tensors:
+        start, end = end, end + one.bytes
+        header[one.name] = {"dtype": _CODES[one.dtype], "shape": list(one.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for item in items:
-            tensor = item.make().to(device="cpu", dtype=item.dtype).contiguous()
-            if tuple(tensor.shape) != item.shape:
-                raise ValueError(f"{item.name} is {tuple(tensor.shape)}, not {item.shape} as announced")
-            file.write(tensor.flatten().view(torch.uint8).numpy())
-            del tensor  # before the next is made
-    return path
+    return len(text).to_bytes(8, "little") + text
