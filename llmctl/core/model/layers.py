@@ -339,7 +339,7 @@ class Stack(nn.Module):
         Returns:
             (B, T, width).
         """
-        shared = self._prepare(x, positions, segments, cache, prefix, memory)
+        shared = self.prepare(x, positions, segments, cache, prefix, memory)
         for layer in self.layers.values():
             x = layer(x, shared)
         return x if self.norm is None else self.norm(x)
@@ -350,7 +350,7 @@ class Stack(nn.Module):
         first = next(iter(self.layers.values())).attention.prefix
         return 0 if first is None else first.shape[2]
 
-    def _prepare(
+    def prepare(
         self,
         x: Tensor,
         positions: Tensor,
@@ -359,6 +359,7 @@ class Stack(nn.Module):
         prefix: Tensor | None,
         memory: Memory | None,
     ) -> Shared:
+        """What the layers of one pass have in common; arguments as for `forward`."""
         if prefix is not None and self.config.attention == "linear":
             raise ValueError("linear attention cannot show a prefix both ways")
         tokens = keys = x.shape[1]

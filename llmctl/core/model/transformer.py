@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from llmctl.core.model.cache import Cache
 from llmctl.core.model.heads import Classifier, Head, TiedHead
-from llmctl.core.model.layers import Block, Embedding, Linear, Side, Stack
+from llmctl.core.model.layers import Block, Embedding, Linear, Shared, Side, Stack
 from llmctl.core.model.memory import EncoderInput, Memory
 from llmctl.core.model.norms import norm_of
 from llmctl.core.model.position import sinusoids
@@ -89,6 +89,31 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(x.shape[1] + (self.last_stack.virtual if cache.length == 0 else 0))
         return x if row.place is None else self._own(x, row.place)
+
+    def enter(
+        self,
+        side: Side,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        types: Tensor | None = None,
+        prefix: Tensor | None = None,
+        memory: Memory | None = None,
+    ) -> tuple[Tensor, Shared]:
+        """What the first layer of a stack is given, for who walks layer by layer; arguments as for `forward`.
+
+            x, shared = model.enter("decoder", tokens)
+            for layer in model.decoder.layers.values():
+                x = layer(x, shared)
+
+        Returns:
+            (B, T, width), and what its layers share; the stack's norm is not applied to what the last returns.
+        """
+        stack = {"encoder": self.encoder, "decoder": self.decoder}[side]
+        embed = self.encoder_embed if side == "encoder" and self.encoder_embed is not None else self.embed
+        row = self._row(stack, None, tokens, positions, segments, types, prefix)
+        x = embed(*row[:5])
+        return x, stack.prepare(x, row.positions, row.segments, None, row.prefix, memory)
 
     def encode(
         self,
