@@ -98,6 +98,11 @@ class Console:
             made.add_row(*(Text(text) for text in row))
         return made
 
+    def show(self, table: "rich.table.Table") -> None:
+        """A table on stderr, for people, beside what stdout holds; nothing with --quiet."""
+        if not self.shown.quiet and sys.stderr is not None:
+            self._rich(sys.stderr).print(table)
+
     @contextmanager
     def progress(self, total: int | None, unit: str, label: str) -> "Iterator[Bar | Lines | Progress]":
         """Progress on stderr: a bar on a terminal, else a plain line about every 30 s and one at the end.

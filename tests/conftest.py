@@ -7,8 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.learned import Learned
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -72,3 +76,24 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             record = {"text": ". ".join(sentences) + ".", "source": f"made/{number}"}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> "Learned":
+    """A small decoder trained on Python's documentation by llmctl itself; see tests/learned.py."""
+    from tests.learned import Learned
+
+    place = tmp_path_factory.mktemp("learned")
+    made = Learned(place / "model", place / "tokens", place / "docs.jsonl")
+
+    def llmctl(*argv: object) -> str:
+        command = [sys.executable, "-m", "llmctl", *map(str, argv)]
+        done = subprocess.run(command, env=environment(), cwd=place, text=True, encoding="utf-8", capture_output=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    made.text.write_text(llmctl("corpus", "docs"), encoding="utf-8")
+    llmctl("tokenize", made.text, "--vocab-size", 1024, "--held-out", 0.05, "-o", made.tokens)
+    shape = ["--preset", "1m", "--context", 128, "--steps", 250, "--batch-tokens", 2048, "--eval-every", 250]
+    llmctl("pretrain", made.tokens, *shape, "--optimizer", "muon", "--lr", 3e-3, "-o", made.path)
+    return made

@@ -27,6 +27,7 @@ LOADED = {
     "llmctl.console": ("rich", "llmctl.errors", "llmctl.flags", "llmctl.spec"),
     "llmctl.signals": (),
     "llmctl.follow": ("llmctl.errors", "llmctl.console", "llmctl.signals"),
+    "llmctl.judged": ("llmctl.errors", "llmctl.console", "llmctl.spec"),
     "llmctl.records": ("typer", "llmctl.errors", "llmctl.console", "llmctl.flags"),
     "llmctl.commands": ("typer", "llmctl.errors", "llmctl.flags", "llmctl.spec"),
     "llmctl.cli": ("typer", "llmctl.errors", "llmctl.program", "llmctl.commands"),

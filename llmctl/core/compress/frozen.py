@@ -65,7 +65,7 @@ def _held(linear: Linear, config: AdaptConfig, dtype: torch.dtype) -> Linear:
     return linear if held == dtype else CastLinear(linear)
 
 
-class _StandIn(Linear):
+class StandIn(Linear):
     """A Linear in another's place, whose bias and adapter are the other's; its weight is still to be given.
 
     Args:
@@ -79,7 +79,7 @@ class _StandIn(Linear):
         self.train(source.training)
 
 
-class CastLinear(_StandIn):
+class CastLinear(StandIn):
     """A Linear whose weight is in another type than the arithmetic's."""
 
     def __init__(self, source: Linear):
@@ -91,7 +91,7 @@ class CastLinear(_StandIn):
         return product(x, self.bias, _cast, self.weight)
 
 
-class Nf4Linear(_StandIn):
+class Nf4Linear(StandIn):
     """A Linear whose weight is in 4 bits: there is no parameter `weight`, but buffers named after it.
 
     Args:

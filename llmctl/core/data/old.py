@@ -69,7 +69,8 @@ def read_old(path: str, tokenizer: Tokenizer, split: str) -> Source:
 
 
 def rows_of(config: ModelConfig, tokenizer: Tokenizer, seed: int, alone: bool = False) -> Build:
-    """What makes rows of old text for a model: each token from those before it; beside an encoder, what was taken out.
+    """What makes rows of text as a model of that kind learns from it: each token from those before it; for an encoder
+    hidden ones; beside an encoder, what was taken out.
 
     Args:
         seed: of what is taken out.
@@ -78,7 +79,7 @@ def rows_of(config: ModelConfig, tokenizer: Tokenizer, seed: int, alone: bool = 
     Raises:
         UserError: the tokenizer has neither the sentinels nor the mask that the latter needs.
     """
-    objective = "clm"
+    objective = "mlm" if config.kind == "encoder" else "clm"
     vocabulary = Vocabulary.of(tokenizer, config.vocab)
     if config.kind == "encoder-decoder":
         objective = "span" if vocabulary.sentinels else "denoise"

@@ -40,7 +40,7 @@ def tokens_loss(model: Transformer, batch: Batch, cross_document: bool = False) 
         batch: (B, T) rows on the model's device.
         cross_document: let tokens see earlier documents of their row, and count positions through the row.
     """
-    features, targets = _asked(model, batch, _hidden(model, batch, cross_document))
+    features, targets = _asked(model, batch, hidden_of(model, batch, cross_document))
     weight, bias, softcap = model.head.projection
     return Loss(linear_cross_entropy(features, weight, targets, bias, softcap), batch.scored, {})
 
@@ -62,7 +62,7 @@ def masked_loss(model: Transformer, batch: Batch, cross_document: bool = False, 
 
     Source: Devlin et al., arXiv:1810.04805, section 3.1 and appendix A.
     """
-    hidden = _hidden(model, batch, cross_document)
+    hidden = hidden_of(model, batch, cross_document)
     features, targets = _asked(model, batch, hidden)
     weight, bias, softcap = model.head.projection
     total, measures = linear_cross_entropy(features, weight, targets, bias, softcap), {}
@@ -98,7 +98,7 @@ def labels_loss(model: Transformer, batch: Batch) -> Loss:
     if batch.encoder is None and model.config.kind == "encoder-decoder":
         source = EncoderInput(batch.tokens, batch.positions, batch.segments)
         batch = batch._replace(tokens=delayed(batch.tokens, model.config), encoder=source)
-    scores = model.classify(_hidden(model, batch, False), batch.segments, batch.tokens).float()  # (B, L)
+    scores = model.classify(hidden_of(model, batch, False), batch.segments, batch.tokens).float()  # (B, L)
     problem, count = model.config.problem, len(model.config.labels)
     if problem == "multi_label":
         wrong = F.binary_cross_entropy_with_logits(scores, batch.labels, reduction="sum") / count
@@ -122,7 +122,7 @@ def tags_loss(model: Transformer, batch: Batch) -> Loss:
         Sums over words. While evaluating also the accuracy of words, and where tags mark spans the precision, recall
         and F1 of spans.
     """
-    hidden = _hidden(model, batch, False)
+    hidden = hidden_of(model, batch, False)
     asked = batch.targets != IGNORE
     scores, targets = model.classify(hidden[asked]).float(), batch.targets[asked]  # (N, L), (N,)
     wrong = F.cross_entropy(scores, targets, reduction="sum")
@@ -155,7 +155,7 @@ def _asked(model: Transformer, batch: Batch, hidden: Tensor) -> tuple[Tensor, Te
     return model.head.features(hidden), targets
 
 
-def _hidden(model: Transformer, batch: Batch, cross_document: bool) -> Tensor:
+def hidden_of(model: Transformer, batch: Batch, cross_document: bool = False) -> Tensor:
     """(B, T, width) of the places that the targets are about."""
     encoder, apart = batch.encoder, {"positions": batch.positions, "segments": batch.segments}
     if cross_document and model.config.kind == "decoder":
