@@ -146,8 +146,7 @@ _llmctl() {
         "attention -o"|"attention --out"|"attention --config") _llmctl_files -f; return ;;
         "verify --config") _llmctl_files -f; return ;;
         "plot -o"|"plot --out"|"plot --config") _llmctl_files -f; return ;;
-        "plot --x") _llmctl_words "step tokens seconds"; return ;;
-        "plot --y"|"plot --smooth"|"plot --width"|"plot --height") :; return ;;
+        "plot --x"|"plot --y"|"plot --smooth"|"plot --width"|"plot --height") :; return ;;
         "completion --config") _llmctl_files -f; return ;;
     esac
     case "$command" in

@@ -585,7 +585,7 @@ complete -c llmctl -n '__fish_seen_subcommand_from plot' -l no-color -d 'Colors 
 complete -c llmctl -n '__fish_seen_subcommand_from plot' -s o -l out -r -F -d 'Picture to write: .png, .svg or .pdf'
 complete -c llmctl -n '__fish_seen_subcommand_from plot' -l force -d 'Replace the picture that is there'
 complete -c llmctl -n '__fish_seen_subcommand_from plot' -l no-force -d 'Replace the picture that is there'
-complete -c llmctl -n '__fish_seen_subcommand_from plot' -l x -x -a 'step tokens seconds' -d 'What runs along the bottom'
+complete -c llmctl -n '__fish_seen_subcommand_from plot' -l x -x -d 'What runs along the bottom: step, tokens, seconds, or another number of the records'
 complete -c llmctl -n '__fish_seen_subcommand_from plot' -l y -x -d 'Quantities to draw, with commas between'
 complete -c llmctl -n '__fish_seen_subcommand_from plot' -l log -d 'Draw the logarithm, base 10, of the quantities'
 complete -c llmctl -n '__fish_seen_subcommand_from plot' -l no-log -d 'Draw the logarithm, base 10, of the quantities'

@@ -1,8 +1,8 @@
-"""A table of runs beside each other: what finetune measured, and ROUGE of what the models answered.
+"""A table of runs beside each other: what finetune, distill, prune and quantize measured, and ROUGE of answers.
 
     python recipes/compare.py 'LoRA=out/lora,answers.jsonl' ... [--out rows.jsonl]
 
-NAME=RUN[,ANSWERS] or NAME=,ANSWERS is a row; RUN is a directory that `llmctl finetune` made, ANSWERS JSON lines with
+NAME=RUN[,ANSWERS] or NAME=,ANSWERS is a row; RUN is a directory that one of them made, ANSWERS JSON lines with
 `completion` and `reference`.
 """
 
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rouge import KINDS, rouge
 
-FIGURES = ("trained_parameters", *KINDS, "heldout_perplexity", "retain_perplexity")
+SMALLER = ("bytes", "parameters", "perplexity", "kl", "tokens_per_second")
+FIGURES = ("trained_parameters", *KINDS, "heldout_perplexity", "retain_perplexity", *SMALLER)
 
 
 def main() -> None:
@@ -35,6 +36,8 @@ def row(text: str, before: Path | None) -> dict[str, object]:
     made: dict[str, object] = {"model": name}
     if run or before:
         metrics = json.loads((Path(run or before) / "llmctl.json").read_text())["metrics"]
+        if "after" in metrics:  # of distill, prune and quantize
+            metrics = {f"{name}_before": value for name, value in metrics["before"].items()} | metrics["after"]
         suffix = "" if run else "_before"
         made |= {figure: metrics[figure + suffix] for figure in FIGURES if figure + suffix in metrics}
     if answers:

@@ -10,7 +10,7 @@ import typer
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Shown, expand
 from llmctl.spec.files import write_file
-from llmctl.spec.metrics import Axis, Points, curve, read_metrics, smoothed
+from llmctl.spec.metrics import Points, curve, read_metrics, smoothed
 
 PICTURES = (".png", ".svg", ".pdf")
 SYMBOLS = "·o+x*#%@"
@@ -24,7 +24,7 @@ def plot(
     shown: Shown,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Picture to write: .png, .svg or .pdf.")] = None,
     force: Annotated[bool, "Replace the picture that is there."] = False,
-    x: Annotated[Axis, "What runs along the bottom."] = "step",
+    x: Annotated[str, "What runs along the bottom: step, tokens, seconds, or another number of the records."] = "step",
     y: Annotated[str, "Quantities to draw, with commas between."] = "loss,heldout_loss",
     log: Annotated[bool, "Draw the logarithm, base 10, of the quantities."] = False,
     smooth: Annotated[float, "Weight of the past in a moving average, 0 to 1."] = 0.0,
@@ -52,7 +52,7 @@ def plot(
         console.out(_text(series, x, log, size, console.colors))
 
 
-def _series(runs: list[str], x: Axis, names: list[str], smooth: float) -> Series:
+def _series(runs: list[str], x: str, names: list[str], smooth: float) -> Series:
     """A curve for each run and quantity that it has; the name of the run is left out where there is one.
 
     Raises:
@@ -67,13 +67,15 @@ def _series(runs: list[str], x: Axis, names: list[str], smooth: float) -> Series
             points = curve(records, x, name)
             if points:
                 made[f"{run}: {name}" if len(runs) > 1 else name] = smoothed(points, smooth)
+    if x not in known:
+        raise UserError(f"--x: no run has {x}.", f"They have {', '.join(sorted(known))}.", Exit.USAGE)
     missing = [name for name in names if not any(label.endswith(name) for label in made)]
     if missing and (len(missing) == len(names) or not set(missing) <= {"loss", "heldout_loss"}):
         raise UserError(f"--y: no run has {', '.join(missing)}.", f"They have {', '.join(sorted(known))}.", Exit.USAGE)
     return made
 
 
-def _text(series: Series, x: Axis, log: bool, size: tuple[int, int], colors: bool) -> str:
+def _text(series: Series, x: str, log: bool, size: tuple[int, int], colors: bool) -> str:
     """The curves drawn in characters, a symbol and a color each, with a legend below that does not cover them."""
     import plotext
 
@@ -93,7 +95,7 @@ def _text(series: Series, x: Axis, log: bool, size: tuple[int, int], colors: boo
     return f"{drawn}\n{'log10: ' if log else ''}{'   '.join(legend)}\n"
 
 
-def _picture(series: Series, x: Axis, log: bool, out: Path, force: bool) -> None:
+def _picture(series: Series, x: str, log: bool, out: Path, force: bool) -> None:
     """Write the curves as a picture; without matplotlib's interactive half.
 
     Raises:

@@ -4,11 +4,10 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from llmctl.errors import UserError
 
-Axis = Literal["step", "tokens", "seconds"]
 METRICS = "metrics.jsonl"
 Points = list[tuple[float, float]]
 
@@ -48,7 +47,7 @@ def read_metrics(path: str) -> list[dict[str, Any]]:
     return records
 
 
-def curve(records: list[dict[str, Any]], x: Axis, y: str) -> Points:
+def curve(records: list[dict[str, Any]], x: str, y: str) -> Points:
     """The points (x, y) of the records that have both, in order; what is not a finite number is left out."""
     found = [(record.get(x), record.get(y)) for record in records]
     return [(a, b) for a, b in found if _number(a) and _number(b)]

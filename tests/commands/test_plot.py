@@ -32,6 +32,16 @@ def test_json_gives_the_points(run, log):
     assert found["series"] == [{"name": "heldout_loss", "points": [[100, 1.5]]}]
 
 
+def test_any_number_of_the_records_may_run_along_the_bottom(run):
+    stages = [
+        {"model": "teacher", "bytes": 40, "perplexity": 20.5},
+        {"model": "student", "bytes": 10, "perplexity": 30},
+    ]
+    lines = "".join(json.dumps(stage) + "\n" for stage in stages)
+    done = run("plot", "-", "--json", "--x", "bytes", "--y", "perplexity", stdin=lines)
+    assert json.loads(done.stdout)["series"] == [{"name": "perplexity", "points": [[40, 20.5], [10, 30]]}]
+
+
 @pytest.mark.parametrize(("suffix", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
 def test_it_writes_a_picture_and_replaces_none_unasked(run, log, tmp_path, suffix, begins):
     done = run("plot", log, "-o", f"curve.{suffix}", "--log")
@@ -46,6 +56,7 @@ def test_it_writes_a_picture_and_replaces_none_unasked(run, log, tmp_path, suffi
     [
         (["nowhere"], 1, "nowhere"),
         (["run", "--y", "lss"], 2, "heldout_loss"),
+        (["run", "--x", "stpe"], 2, "step"),
         (["run", "-o", "curve.gif"], 2, ".png"),
         (["run", "--smooth", 1], 2, "--smooth"),
         (["bad.jsonl"], 1, "Line 2"),
