@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from llmctl.spec.files import sync
 
@@ -18,7 +18,12 @@ NAME = re.compile(r"step-(\d{9})")
 
 
 def save_state(
-    directory: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], facts: dict[str, Any]
+    directory: Path,
+    step: int,
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    facts: dict[str, Any],
+    beside: dict[str, Tensor] | None = None,
 ) -> None:
     """Write step-N below `directory`, whole or not at all, and remove the steps before it.
 
@@ -28,6 +33,7 @@ def save_state(
         model: its trained parameters are saved as they are; the others come from where the run began.
         optimizers: whose moments are saved under the names of the parameters.
         facts: whatever else the run goes on from; JSON.
+        beside: further tensors that it goes on from.
 
     Raises:
         OSError: the disk is full, or the directory cannot be written.
@@ -37,7 +43,7 @@ def save_state(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
-        _write(unfinished, step, model, optimizers, facts)
+        _write(unfinished, step, model, optimizers, facts, beside or {})
     except BaseException:  # a full disk gets its space back
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -50,15 +56,21 @@ def save_state(
 
 
 def _write(
-    directory: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], facts: dict[str, Any]
+    directory: Path,
+    step: int,
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    facts: dict[str, Any],
+    beside: dict[str, Tensor],
 ) -> None:
     names = {parameter: name for name, parameter in _trained(model).items()}
     tensors = {f"model/{name}": parameter.detach() for name, parameter in _trained(model).items()}
+    tensors |= {f"beside/{name}": tensor for name, tensor in beside.items()}
     numbers: dict[str, float] = {}
     for optimizer in optimizers:
         for parameter, moments in optimizer.state.items():
             for key, value in moments.items():
-                if isinstance(value, torch.Tensor):
+                if isinstance(value, Tensor):
                     tensors[f"optimizer/{names[parameter]}/{key}"] = value
                 else:
                     numbers[f"{names[parameter]}/{key}"] = value
@@ -69,15 +81,18 @@ def _write(
 
 
 def load_state(
-    directory: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
+    directory: Path,
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    beside: dict[str, Tensor] | None = None,
 ) -> tuple[int, dict[str, Any]] | None:
-    """Take up the last state below `directory`: parameters and moments in place.
+    """Take up the last state below `directory`: parameters, moments and what is `beside` them in place.
 
     Returns:
         The steps taken and the facts, or None where no state was saved.
 
     Raises:
-        KeyError: a trained parameter of the model is not in the state.
+        KeyError: a trained parameter of the model, or a tensor beside it, is not in the state.
     """
     steps = _steps(directory)
     if not steps:
@@ -88,6 +103,8 @@ def load_state(
     with safe_open(steps[-1] / "tensors.safetensors", "pt") as file, torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(file.get_tensor(f"model/{name}"))
+        for name, tensor in (beside or {}).items():
+            tensor.copy_(file.get_tensor(f"beside/{name}"))
         for key in file.keys():  # noqa: SIM118 - it is not a dict
             kind, _, rest = key.partition("/")
             if kind == "optimizer":

@@ -50,6 +50,7 @@ def train(
     steps: int,
     done: int = 0,
     seed: int = 0,
+    after: Callable[[int], None] | None = None,
 ) -> Iterator[Step]:
     """Take optimizer steps done+1 .. steps, and yield after each.
 
@@ -67,6 +68,8 @@ def train(
         done: steps taken before.
         seed: of what is dropped: torch's generators are seeded with it and the number of each step, so that a run
             that was broken off drops what it would have dropped.
+        after: called with the number of each step when the optimizers have taken it: to keep what training must not
+            move, such as weights that were pruned.
 
     Raises:
         UserError: the loss is no longer a finite number.
@@ -85,6 +88,8 @@ def train(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if after is not None:
+            after(number)
         upcoming = list(batches(number + 1)) if number < steps else []  # while a GPU is still at work
         loss = total.item() / max(1, scored)
         if loss != loss or loss == float("inf"):

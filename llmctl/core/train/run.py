@@ -83,6 +83,8 @@ class Run:
         seed: of what is dropped in training.
         labelled: what is scored is no token, so a perplexity would mean nothing.
         probes: further data to measure before the first step and after the last, by the name of their figures.
+        after: as for `train`.
+        beside: tensors that `after` goes on from: saved with the state, and on resuming filled in place.
         eval_every: steps between evaluations; there is one before the first step and one after the last, too.
         save_every: seconds between states written to disk.
         write: writes the model as a checkpoint into a directory.
@@ -109,6 +111,8 @@ class Run:
     seed: int = 0
     labelled: bool = False
     probes: dict[str, Probe] = field(default_factory=dict)
+    after: Callable[[int], None] | None = None
+    beside: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.done = 0  # steps taken
@@ -120,7 +124,7 @@ class Run:
 
     def resume(self) -> bool:
         """Take up what an interrupted run left in the directory; False where it left nothing."""
-        found = load_state(self.directory / STATE, self.model, self.optimizers)
+        found = load_state(self.directory / STATE, self.model, self.optimizers, self.beside)
         kept = 0
         if found is not None:
             self.done, facts = found
@@ -156,6 +160,7 @@ class Run:
             self.steps,
             self.done,
             self.seed,
+            self.after,
         ):
             self._note(step)
             yield step
@@ -177,7 +182,7 @@ class Run:
             "metrics_bytes": self._log.tell(),
             "evaluations": [list(evaluation) for evaluation in self.evaluations],
         }
-        save_state(self.directory / STATE, self.done, self.model, self.optimizers, facts)
+        save_state(self.directory / STATE, self.done, self.model, self.optimizers, facts, self.beside)
 
     @property
     def best(self) -> Evaluation | None:
