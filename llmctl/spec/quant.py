@@ -85,14 +85,16 @@ class QuantConfig:
     ] = "int4"
     method: Annotated[
         Method,
-        "rtn: each weight to the nearest value; hqq: zero points that fit best, without data; gptq: each column makes "
-        "up for the errors of those before it; awq: channels with large inputs count more; smoothquant: large inputs "
-        "made smaller, weights larger; qat: training with rounded weights.",
+        "rtn: each weight to the nearest value; hqq: zero points (or scales) that fit best, without data; gptq: each "
+        "column makes up for the errors of those before it; awq: channels with large inputs count more; smoothquant: "
+        "large inputs made smaller, weights larger; qat: training with rounded weights.",
     ] = "rtn"
     group_size: Annotated[
         int | None, "Weights of a row that share a scale; 0: the whole row. Default: 128 (int4, int3), 64 (int2), 0."
     ] = None
-    symmetric: Annotated[bool, "No zero points; with them transformers opens the result only dequantized."] = True
+    symmetric: Annotated[
+        bool | None, "No zero points, which cost a little and fit better. Default: none, but for hqq."
+    ] = None
     clip: Annotated[Clip, "mse: search the range that rounds best, where outliers are cut off."] = "none"
     layout: Annotated[
         Form | None, "How OUT stores it; default: compressed-tensors, for nf4 bitsandbytes. gptq, awq: int4."
@@ -115,7 +117,8 @@ class QuantConfig:
             (f"{of} is a cast, which --method {self.method} does not fit", cast and self.method != "rtn"),
             (f"--group-size is {self.group_size}, wanted 0 or more", (self.group_size or 0) < 0),
             (f"--group-size does not fit {of}", self.group_size is not None and not whole),
-            (f"--no-symmetric does not fit {of}", not self.symmetric and not self.scheme.startswith("int")),
+            (f"--no-symmetric does not fit {of}", self.symmetric is False and not self.scheme.startswith("int")),
+            (f"--clip {self.clip} does not fit {of}", self.clip != "none" and not (whole or self.scheme == "fp8")),
             (
                 f"--method {self.method} rounds to whole numbers, not {of}",
                 self.method in WHOLE and not whole and not cast,
@@ -131,7 +134,9 @@ class QuantConfig:
         if grid is None:
             return None
         group = grid.group if self.group_size is None else self.group_size
-        return Grid(grid.kind, grid.bits, group, self.symmetric, grid.dynamic)
+        zeros = self.method == "hqq" and self.scheme.startswith("int")
+        symmetric = not zeros if self.symmetric is None else self.symmetric
+        return Grid(grid.kind, grid.bits, group, symmetric, grid.dynamic)
 
     @property
     def form(self) -> Form:
