@@ -16,6 +16,19 @@ IGNORE = -100  # a target that is not scored
 HELD_OUT = -1  # the epoch of rows that are evaluated on: the same noise every time
 
 
+class Answers(NamedTuple):
+    """A teacher's likeliest tokens at N places.
+
+    Attributes:
+        ids: (N, K) int64, the likeliest first.
+        logp: (N, K + 1) float32, log probabilities of these tokens, and last that of all others together: -inf where
+            there are none.
+    """
+
+    ids: Tensor
+    logp: Tensor
+
+
 class Batch(NamedTuple):
     """Rows of packed tokens; the tensors are (B, T) int64.
 
@@ -32,6 +45,8 @@ class Batch(NamedTuple):
         pairs: (B,) int64, for rows of two texts: 0 where the second follows the first, 1 where it does not.
         labels: what a classifier of texts is asked for: (B,) int64, or where labels do not exclude each other (B, L)
             float32.
+        answers: what a teacher says at the places that are scored, row by row.
+        written: the targets are what the model itself has written.
     """
 
     tokens: Tensor
@@ -45,6 +60,8 @@ class Batch(NamedTuple):
     encoder: EncoderInput | None = None
     pairs: Tensor | None = None
     labels: Tensor | None = None
+    answers: Answers | None = None
+    written: bool = False
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device; through pinned memory, without waiting, when that is a GPU."""
@@ -53,6 +70,8 @@ class Batch(NamedTuple):
         def moved(part: object) -> object:
             if isinstance(part, EncoderInput):
                 return part.to(device, pinned)
+            if isinstance(part, Answers):
+                return Answers(*map(moved, part))
             if not isinstance(part, Tensor):
                 return part
             return (part.pin_memory() if pinned else part).to(device, non_blocking=pinned)
