@@ -20,6 +20,8 @@ BITS: dict[str, int] = {
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SPARSE = "sparse.safetensors"  # in place of the two: pruned matrices as their values and a bit for each weight
+MASK, VALUES = ".bitmask", ".values"  # what the two are called after the name of the tensor
 _LARGEST_HEADER = 100_000_000
 _LARGEST_SIZE = 1 << 62
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.pt", "model.pth")
@@ -40,6 +42,23 @@ class TensorInfo:
     def bytes(self) -> int:
         """Size of its data."""
         return self.end - self.start
+
+
+@dataclass(frozen=True)
+class SparseInfo(TensorInfo):
+    """A matrix of which only what is not zero lies in the file, row after row: bytes start to end.
+
+    Attributes:
+        mask: a bit for each weight, 1 where there is a value: U8, (rows, columns / 8), the first column in the least
+            bit of a byte.
+    """
+
+    mask: TensorInfo
+
+    @property
+    def bytes(self) -> int:
+        """Size of its data as it is stored."""
+        return self.end - self.start + self.mask.bytes
 
 
 def read_header(path: Path | str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -77,7 +96,7 @@ def read_header(path: Path | str) -> tuple[dict[str, TensorInfo], dict[str, str]
 
 
 def read_tensors(directory: Path | str) -> dict[str, TensorInfo]:
-    """Every tensor of a checkpoint directory: model.safetensors, or the shards that its index names.
+    """Every tensor of a checkpoint directory: of model.safetensors, the shards its index names, or sparse.safetensors.
 
     Raises:
         UserError: no such files, only pickled ones, or shards and index that disagree.
@@ -96,6 +115,8 @@ def read_tensors(directory: Path | str) -> dict[str, TensorInfo]:
     if SINGLE in names:
         _refuse_strays(directory, names, {SINGLE})
         return read_header(directory / SINGLE)[0]
+    if SPARSE in names:
+        return _unfolded(directory / SPARSE)
     pickles = [name for name in _PICKLES if name in names]
     if pickles:
         raise UserError(
@@ -109,6 +130,20 @@ def read_tensors(directory: Path | str) -> dict[str, TensorInfo]:
         "Name a checkpoint directory in Hugging Face layout.",
         Exit.MISMATCH,
     )
+
+
+def _unfolded(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a file in which some matrices are two: what is not zero, and where it stands."""
+    tensors = read_header(path)[0]
+    for name in [name for name in tensors if name.endswith(MASK)]:
+        whole = name.removesuffix(MASK)
+        mask, values = tensors.pop(name), tensors.pop(whole + VALUES, None)
+        fits = values is not None and len(values.shape) == 1 and len(mask.shape) == 2 and mask.dtype == "U8"
+        if not fits or whole in tensors or values.shape[0] > 8 * prod(mask.shape):
+            raise _broken(path, f"{name} is not the mask of a matrix {whole} whose values lie beside it")
+        shape = (mask.shape[0], 8 * mask.shape[1])
+        tensors[whole] = SparseInfo(whole, values.dtype, shape, values.file, values.start, values.end, mask)
+    return tensors
 
 
 def main_dtype(infos: Iterable[TensorInfo]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from llmctl.spec.files import read_json, write_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
 from llmctl.spec.peft import base_of, is_adapter
-from llmctl.spec.safetensors import TensorInfo, main_dtype, read_tensors
+from llmctl.spec.safetensors import SparseInfo, TensorInfo, main_dtype, read_tensors
 from llmctl.spec.sizes import shapes
 
 if TYPE_CHECKING:
@@ -245,7 +246,9 @@ def _mapped(path: Path) -> mmap.mmap:
 
 
 def _tensor(maps: dict[str, mmap.mmap], info: TensorInfo) -> Tensor:
-    """The tensor as a view of its file's map; a copy where the file does not align it."""
+    """The tensor as a view of its file's map; a copy where the file does not align it, or leaves its zeros out."""
+    if isinstance(info, SparseInfo):
+        return _with_zeros(maps, info)
     dtype = DTYPES[info.dtype]
     if not info.bytes:
         return torch.empty(info.shape, dtype=dtype)
@@ -254,6 +257,21 @@ def _tensor(maps: dict[str, mmap.mmap], info: TensorInfo) -> Tensor:
         return torch.frombuffer(data, dtype=dtype).view(info.shape)
     count = info.bytes // dtype.itemsize
     return torch.frombuffer(maps[info.file], dtype=dtype, count=count, offset=info.start).view(info.shape)
+
+
+def _with_zeros(maps: dict[str, mmap.mmap], info: SparseInfo) -> Tensor:
+    bits = _tensor(maps, info.mask)  # (rows, columns / 8)
+    stands = torch.from_numpy(np.unpackbits(bits.numpy(), axis=1, bitorder="little")).view(torch.bool)
+    values = _tensor(maps, TensorInfo(info.name, info.dtype, ((info.end - info.start) // DTYPES[info.dtype].itemsize,),
+                                      info.file, info.start, info.end))  # fmt: skip
+    if int(stands.count_nonzero()) != len(values):
+        raise UserError(
+            f"{info.file}: {info.mask.name} stands for {int(stands.count_nonzero())} values, but there are "
+            f"{len(values)} of {info.name}.",
+            "Copy or download the file again.",
+            Exit.MISMATCH,
+        )
+    return torch.zeros(info.shape, dtype=values.dtype).masked_scatter_(stands, values)
 
 
 def _placed(part: Tensor, device: torch.device, dtype: torch.dtype, writable: bool) -> Tensor:

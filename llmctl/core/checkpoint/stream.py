@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmctl.core.checkpoint.directory import _mapped, _tensor
-from llmctl.spec.safetensors import TensorInfo
+from llmctl.spec.safetensors import SparseInfo, TensorInfo
 
 
 @contextmanager
@@ -43,7 +43,7 @@ class Stream:
         """A tensor of the files, read as it is used; not to be written to."""
         if info.file not in self._maps:
             self._maps[info.file] = _mapped(self.directory / info.file)
-        self._used.append(info)
+        self._used += [info, info.mask] if isinstance(info, SparseInfo) else [info]
         return _tensor(self._maps, info)
 
     def release(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from llmctl.errors import UserError
-from llmctl.spec.safetensors import BITS, TensorInfo
+from llmctl.spec.safetensors import BITS, SparseInfo, TensorInfo
 
 PIECE = 1 << 20  # elements read at once
 
@@ -49,9 +49,10 @@ def same_bytes(first: Path, a: TensorInfo, second: Path, b: TensorInfo) -> bool:
     Raises:
         UserError: a file has become shorter.
     """
-    if a.bytes != b.bytes:
+    if a.shape != b.shape or BITS[a.dtype] != BITS[b.dtype]:
         return False
-    pieces = zip(_pieces(first, a, 1), _pieces(second, b, 1), strict=True)
+    size = max(1, BITS[a.dtype] // 8)
+    pieces = zip(_pieces(first, a, size), _pieces(second, b, size), strict=True)
     return all(one == other for one, other in pieces)
 
 
@@ -123,13 +124,33 @@ def _larger(largest: float, x: np.ndarray, y: np.ndarray) -> float:
 
 def _pieces(directory: Path, info: TensorInfo, size: int) -> Iterator[bytes]:
     """The bytes of a tensor, PIECE elements of `size` bytes at a time."""
+    if not isinstance(info, SparseInfo):
+        yield from _read(directory, info, PIECE * size)
+        return
+    values, rest = _read(directory, info, PIECE * size), b""
+    whole = BITS[info.dtype] // 8  # bytes of an element
+    for bits in _read(directory, info.mask, PIECE // 8):
+        stands = np.unpackbits(np.frombuffer(bits, "u1"), bitorder="little").astype(bool)
+        need = int(stands.sum()) * whole
+        while len(rest) < need:
+            rest += next(values, None) or _short(directory / info.file)
+        dense = np.zeros((len(stands), whole), "u1")
+        dense[stands] = np.frombuffer(rest[:need], "u1").reshape(-1, whole)
+        rest = rest[need:]
+        yield dense.tobytes()
+
+
+def _read(directory: Path, info: TensorInfo, size: int) -> Iterator[bytes]:
+    """The bytes of a file that are a tensor's, so many at a time."""
     path = directory / info.file
     with open(path, "rb") as file:
         file.seek(info.start)
-        left = info.bytes
+        left = info.end - info.start
         while left:
-            piece = file.read(min(left, PIECE * size))
-            if not piece:
-                raise UserError(f"{path} has become shorter while it was read.", "Let no one write to it.")
+            piece = file.read(min(left, size))
             left -= len(piece)
-            yield piece
+            yield piece or _short(path)
+
+
+def _short(path: Path) -> bytes:
+    raise UserError(f"{path} has become shorter while it was read.", "Let no one write to it.")

@@ -10,7 +10,7 @@ from llmctl.spec.families.family import Family
 from llmctl.spec.files import read_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.peft import base_of, is_adapter
-from llmctl.spec.safetensors import INDEX, SINGLE, read_tensors
+from llmctl.spec.safetensors import INDEX, SINGLE, SPARSE, read_tensors
 
 FAMILIES: dict[str, Family] = {
     "gpt2": gpt2.FAMILY,
@@ -80,7 +80,7 @@ def read_config(directory: Path | str) -> ModelConfig:
 
         return adapted_config(directory)
     found = read_config_json(directory)
-    stored = family_of(found).settled and any((directory / name).is_file() for name in (SINGLE, INDEX))
+    stored = family_of(found).settled and any((directory / name).is_file() for name in (SINGLE, INDEX, SPARSE))
     return config_of(found, read_tensors(directory) if stored else None)
 
 
