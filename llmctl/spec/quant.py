@@ -85,7 +85,7 @@ class QuantConfig:
     ] = "int4"
     method: Annotated[
         Method,
-        "rtn: each weight to the nearest value; hqq: zero points (or scales) that fit best, without data; gptq: each "
+        "rtn: each weight to the nearest value; hqq: scales and zero points that fit best, without data; gptq: each "
         "column makes up for the errors of those before it; awq: channels with large inputs count more; smoothquant: "
         "large inputs made smaller, weights larger; qat: training with rounded weights.",
     ] = "rtn"

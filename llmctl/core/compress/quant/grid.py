@@ -1,6 +1,6 @@
 """Codes: the weights of a matrix on a grid, and the nearest of them to weights as they are."""
 
-from itertools import pairwise
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from llmctl.spec.quant import Clip, Grid
 FP8_MOST = 448.0  # of e4m3fn
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # magnitudes of mxfp4; bit 3 of a code is the sign
 BIAS = 127  # of the exponents that mxfp4 stores
+BLOCK = 1 << 20  # weights that are rounded at a time on a CPU: few enough to stay in a cache, enough to be worth a call
 
 
 class Codes(NamedTuple):
@@ -43,8 +44,22 @@ def quantise(weight: Tensor, grid: Grid, dtype: torch.dtype, clip: Clip = "none"
     if grid.kind == "nf4":
         packed = pack(weight, double=False)
         return Codes(packed.codes, packed.absmax)
-    scale, zero = scales(weight, grid, dtype, clip)
-    return Codes(nearest(weight, scale, zero, grid), scale, zero)
+
+    def rounded(rows: Tensor) -> Codes:
+        groups = rows.float().unflatten(1, (grid.groups(rows.shape[1]), -1))  # (O, G, N)
+        scale, zero = _scales(groups, grid, dtype, clip)
+        return Codes(_nearest(groups, scale, zero, grid).flatten(1), scale, zero)
+
+    return by_rows(rounded, weight)
+
+
+def by_rows(choose: Callable[[Tensor], Codes], weight: Tensor) -> Codes:
+    """Codes of a matrix (O, I) whose rows know nothing of each other, some of them at a time."""
+    count = max(1, BLOCK // max(1, weight.shape[1])) if weight.device.type == "cpu" else len(weight)
+    parts = [choose(rows) for rows in weight.split(max(1, count))]
+    if len(parts) == 1:
+        return parts[0]
+    return Codes(*(None if one[0] is None else torch.cat(one) for one in zip(*parts, strict=True)))
 
 
 def scales(weight: Tensor, grid: Grid, dtype: torch.dtype, clip: Clip = "none") -> tuple[Tensor, Tensor | None]:
@@ -53,21 +68,7 @@ def scales(weight: Tensor, grid: Grid, dtype: torch.dtype, clip: Clip = "none") 
     Args:
         dtype, clip: as for `quantise`.
     """
-    groups = weight.float().unflatten(1, (grid.groups(weight.shape[1]), -1))  # (O, G, N)
-    low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)  # (O, G)
-    scale, zero = _of_range(low, high, grid, dtype)
-    if clip == "none" or grid.kind == "mxfp4":
-        return scale, zero
-    least = _error(groups, scale, zero, grid)
-    for step in range(1, 80):  # Frantar et al.'s search: https://github.com/IST-DASLab/gptq
-        share = 1 - step / 100
-        tried, point = _of_range(low * share, high * share, grid, dtype)
-        wrong = _error(groups, tried, point, grid)
-        better = wrong < least
-        least = torch.where(better, wrong, least)
-        scale = torch.where(better, tried, scale)
-        zero = None if zero is None else torch.where(better, point, zero)
-    return scale, zero
+    return _scales(weight.float().unflatten(1, (grid.groups(weight.shape[1]), -1)), grid, dtype, clip)
 
 
 def nearest(weight: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> Tensor:
@@ -91,6 +92,24 @@ def dense(codes: Codes, grid: Grid, dtype: torch.dtype, shape: tuple[int, int] |
 def fake(weight: Tensor, grid: Grid, dtype: torch.dtype, clip: Clip = "none") -> Tensor:
     """A matrix with each weight in its nearest value, in the weight's own dtype."""
     return dense(quantise(weight, grid, dtype, clip), grid, weight.dtype, tuple(weight.shape))
+
+
+def _scales(groups: Tensor, grid: Grid, dtype: torch.dtype, clip: Clip) -> tuple[Tensor, Tensor | None]:
+    """Scales and zero points (O, G) of (O, G, N) float32."""
+    low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)  # (O, G)
+    scale, zero = _of_range(low, high, grid, dtype)
+    if clip == "none" or grid.kind == "mxfp4":
+        return scale, zero
+    least = _error(groups, scale, zero, grid)
+    for step in range(1, 80):  # Frantar et al.'s search: https://github.com/IST-DASLab/gptq
+        share = 1 - step / 100
+        tried, point = _of_range(low * share, high * share, grid, dtype)
+        wrong = _error(groups, tried, point, grid)
+        better = wrong < least
+        least = torch.where(better, wrong, least)
+        scale = torch.where(better, tried, scale)
+        zero = None if zero is None else torch.where(better, point, zero)
+    return scale, zero
 
 
 def _of_range(low: Tensor, high: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -118,18 +137,22 @@ def _positive(scale: Tensor, dtype: torch.dtype) -> Tensor:
 def _nearest(groups: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> Tensor:
     """Codes of (O, G, N) float32."""
     if grid.kind == "mxfp4":
-        scaled = groups * torch.exp2(BIAS - scale.float())[..., None]
-        bounds = torch.tensor([(a + b) / 2 for a, b in pairwise(E2M1)], device=groups.device)
-        magnitude = scaled.abs()
-        down = torch.bucketize(magnitude, bounds)  # ties to the lower
-        up = torch.bucketize(magnitude, bounds, right=True)  # and to the upper: even codes win
-        code = torch.where(down % 2 == 0, down, up)
-        return (code | (torch.signbit(scaled).long() << 3)).to(torch.uint8)
+        return _e2m1(groups * torch.exp2(BIAS - scale.float())[..., None])
     scaled = groups / scale.float()[..., None]
     if grid.kind == "fp8":
-        return scaled.clamp(-FP8_MOST, FP8_MOST).to(torch.float8_e4m3fn)
-    shifted = torch.round(scaled) if zero is None else torch.round(scaled) + zero[..., None]
-    return shifted.clamp(grid.least, grid.most).to(torch.int8)
+        return scaled.clamp_(-FP8_MOST, FP8_MOST).to(torch.float8_e4m3fn)
+    scaled.round_()
+    if zero is not None:
+        scaled += zero.float()[..., None]
+    return scaled.clamp_(grid.least, grid.most).to(torch.int8)
+
+
+def _e2m1(values: Tensor) -> Tensor:
+    """Codes of float32, uint8: the nearest, of two the even one; steps are 0.5 below 2, 1 below 4, then 2."""
+    size = values.abs().clamp_(max=E2M1[-1])
+    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
+    code = (size / step).round_() + 2 * torch.log2(2 * step)
+    return code.to(torch.uint8) | (torch.signbit(values).to(torch.uint8) << 3)
 
 
 def _values(codes: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> Tensor:
