@@ -1,18 +1,19 @@
 """account: every tensor on disk against what the config asks for, both ways, before any is loaded."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from llmctl.errors import Exit, UserError
+from llmctl.spec.coding import FLOATS, Coding
 from llmctl.spec.families import family_for, family_read
 from llmctl.spec.families.family import Family
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
+from llmctl.spec.quantized_config import DENSE, Quantized
 from llmctl.spec.safetensors import TensorInfo
 from llmctl.spec.sizes import shapes
 
-FLOATS = ("F32", "BF16", "F16", "F64")
 _EMBEDDING, _HEAD = "embed.tokens.weight", "head.weight"
 
 
@@ -24,10 +25,33 @@ class Account:
         stored: each rule, its layer's number filled in, with the tensor that it is about; in the order of the rules.
         copies: tensors stored a second time, such as a head beside the embedding that the config ties it to, with
             the rule of the tensor that each must equal.
+        coded: matrices in few bits, by the rule of the weight that they stand for.
     """
 
     stored: dict[Name, TensorInfo]
     copies: list[tuple[TensorInfo, Name]]
+    coded: dict[Name, "Coded"] = field(default_factory=dict)
+
+    @property
+    def every(self) -> list[TensorInfo]:
+        """All tensors."""
+        coded = [info for one in self.coded.values() for info in one.parts.values()]
+        return [*self.stored.values(), *coded, *(info for info, _ in self.copies)]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A matrix in few bits.
+
+    Attributes:
+        coding: how it is stored.
+        shape: (O, I), of what it stands for.
+        parts: its tensors, by the suffix of their names.
+    """
+
+    coding: Coding
+    shape: tuple[int, int]
+    parts: dict[str, TensorInfo]
 
 
 def rules(config: ModelConfig, family: Family | None = None) -> list[Name]:
@@ -52,13 +76,27 @@ def their_shape(rule: Name, ours: dict[str, tuple[int, ...]]) -> tuple[int, ...]
     return (1, *shape) if rule.row else shape
 
 
-def account(tensors: dict[str, TensorInfo], config: ModelConfig, where: str) -> Account:
+def module_kind(rule: Name) -> str | None:
+    """The class that published models give the module of a weight: Linear, Conv1D, Embedding; None: another tensor."""
+    ours = rule.ours[0]
+    module = ours.removesuffix(DENSE)
+    if module == ours or "norm" in module.rpartition(".")[2]:
+        return None
+    if module.startswith(("embed.", "encoder_embed.")) or module.endswith(".relative"):
+        return "Embedding"
+    return "Conv1D" if rule.transposed else "Linear"
+
+
+def account(
+    tensors: dict[str, TensorInfo], config: ModelConfig, where: str, quantized: Quantized | None = None
+) -> Account:
     """Match each tensor on disk with a rule and each rule with a tensor.
 
     Args:
         tensors: of the directory, by name.
         config: of the model that they should be, as read.
         where: the directory, for messages.
+        quantized: which of its matrices are in few bits.
 
     Raises:
         UserError: tensors that are missing, unexpected, misshapen, or of a dtype that is not a float's.
@@ -70,19 +108,31 @@ def account(tensors: dict[str, TensorInfo], config: ModelConfig, where: str) -> 
     wanted = {rule.theirs: rule for rule in rules(config, family)}
     copied = {alias: wanted[name] for alias, name in aliases(family, config).items() if name in wanted}
 
-    stored = {rule: info for name, rule in wanted.items() if (info := _taken(left, name, family))}
+    coded: dict[Name, Coded] = {}
+    missing: list[str] = []
+    for rule in wanted.values() if quantized is not None else ():
+        if (coding := _coding(rule, quantized, family, left)) is not None:
+            shape = their_shape(replace(rule, transposed=False), ours)
+            coded[rule] = Coded(coding, shape, _parts(rule, coding, shape, family, left, missing))
+    plain = {name: rule for name, rule in wanted.items() if rule not in coded}
+    stored = {rule: info for name, rule in plain.items() if (info := _taken(left, name, family))}
     copies = [(info, rule) for alias, rule in copied.items() if (info := _taken(left, alias, family))]
     for info, rule in copies[:]:
         if rule not in stored:  # kept under its other name alone
             stored[rule] = info
             copies.remove((info, rule))
     stored = {rule: stored[rule] for rule in wanted.values() if rule in stored}
-    missing = [name for name, rule in wanted.items() if rule not in stored]
+    missing += [name for name, rule in plain.items() if rule not in stored]
     pairs = [(info, their_shape(rule, ours)) for rule, info in [*stored.items(), *((r, i) for i, r in copies)]]
-    misshapen = [f"{i.name} is {list(i.shape)}, wanted {list(shape)}" for i, shape in pairs if i.shape != shape]
     odd = [f"{i.name} is {i.dtype}" for i, _ in pairs if i.dtype not in FLOATS]
+    for one in coded.values():
+        for part in one.coding.parts(*one.shape):
+            if (info := one.parts.get(part.suffix)) is not None:
+                pairs.append((info, info.shape if part.shape is None else part.shape))
+                odd += [f"{info.name} is {info.dtype}"] * (info.dtype not in part.dtypes)
+    misshapen = [f"{i.name} is {list(i.shape)}, wanted {list(shape)}" for i, shape in pairs if i.shape != shape]
     _raise(where, missing, sorted(left), misshapen, odd)
-    return Account(stored, copies)
+    return Account(stored, copies, coded)
 
 
 def aliases(family: Family, config: ModelConfig) -> dict[str, str]:
@@ -103,6 +153,39 @@ def _stack(rule: Name) -> str:
 def _numbered(rule: Name, layer: int) -> Name:
     filled = tuple(name.replace("{i}", str(layer)) for name in rule.ours)
     return replace(rule, theirs=rule.theirs.replace("{i}", str(layer)), ours=filled)
+
+
+def _coding(rule: Name, quantized: Quantized, family: Family, left: dict[str, TensorInfo]) -> Coding | None:
+    """How the weight of a rule is stored in few bits, if it is."""
+    kind, module = module_kind(rule), rule.theirs.removesuffix(DENSE)
+    if kind is None:
+        return None
+    names = dict.fromkeys((family.in_class(module), module, family.bare(module)))
+    coding = quantized.coding(names, kind)
+    if coding is None or quantized.sure:
+        return coding
+    weight = left.get(rule.theirs) or left.get(family.bare(rule.theirs))
+    return None if weight is not None and weight.dtype in FLOATS else coding
+
+
+def _parts(
+    rule: Name,
+    coding: Coding,
+    shape: tuple[int, int],
+    family: Family,
+    left: dict[str, TensorInfo],
+    missing: list[str],
+) -> dict[str, TensorInfo]:
+    """The tensors of a matrix in few bits, taken out of those left; what there is none of is added to `missing`."""
+    found = {}
+    for part in coding.parts(*shape):
+        name = f"{rule.theirs.removesuffix(DENSE)}.{part.suffix}"
+        info = _taken(left, name, family)
+        if info is not None:
+            found[part.suffix] = info
+        elif not part.optional:
+            missing.append(name)
+    return found
 
 
 def _taken(left: dict[str, TensorInfo], name: str, family: Family) -> TensorInfo | None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from llmctl.spec.account import rules
+from llmctl.spec.account import module_kind, rules
 from llmctl.spec.families import family_read
 from llmctl.spec.families.family import Family
 from llmctl.spec.model import ModelConfig
@@ -37,12 +37,11 @@ def sites(config: ModelConfig, family: Family | None = None) -> list[Site]:
     """
     found = []
     for rule in rules(config, family):
-        ours = [name.removesuffix(".weight") for name in rule.ours]
-        if rule.ours[0] == ours[0] or "norm" in ours[0].rpartition(".")[2]:
+        if (kind := module_kind(rule)) is None:
             continue  # a bias, or the weight of a norm
-        table = ours[0].startswith(("embed.", "encoder_embed.")) or ours[0].endswith(".relative")
-        site = Site(rule.theirs.removesuffix(".weight"), tuple(ours), rule.transposed, rule.fusion, table)
-        found.append(site)
+        ours = tuple(name.removesuffix(".weight") for name in rule.ours)
+        table = kind == "Embedding"
+        found.append(Site(rule.theirs.removesuffix(".weight"), ours, rule.transposed, rule.fusion, table))
     return found
 
 

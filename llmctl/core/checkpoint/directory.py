@@ -15,12 +15,13 @@ from llmctl.core.checkpoint.write import DTYPES, Item, write_shards
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.account import account, rules, their_shape
-from llmctl.spec.families import family_for, fitted, read_config
+from llmctl.spec.families import family_for, fitted, read_config, read_config_json
 from llmctl.spec.families.family import tokens_json
 from llmctl.spec.files import read_json, write_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
 from llmctl.spec.peft import base_of, is_adapter
+from llmctl.spec.quantized_config import Quantized, quantized
 from llmctl.spec.safetensors import SparseInfo, TensorInfo, main_dtype, read_tensors
 from llmctl.spec.sizes import shapes
 
@@ -38,11 +39,13 @@ class Checkpoint:
         path: the directory.
         config: the model's shape.
         base: of an adapter, the directory of the checkpoint below it; None: it is a checkpoint.
+        quantized: which of its matrices are in few bits, and how; None: none are.
     """
 
     path: Path
     config: ModelConfig
     base: Path | None = None
+    quantized: Quantized | None = None
 
     @classmethod
     def open(cls, path: Path | str) -> "Checkpoint":
@@ -51,7 +54,9 @@ class Checkpoint:
         Raises:
             UserError: it is absent, unreadable, or of a model that is not implemented.
         """
-        return cls(Path(path), read_config(path), base_of(path) if is_adapter(path) else None)
+        if is_adapter(path):
+            return cls(Path(path), read_config(path), base_of(path))
+        return cls(Path(path), read_config(path), None, quantized(read_config_json(path)))
 
     def model(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, writable: bool = False
@@ -75,9 +80,10 @@ class Checkpoint:
         """
         if self.base is not None:
             return self._adapted(device, dtype, writable)
-        found = account(read_tensors(self.path), self.config, str(self.path))
-        files = {info.file for info in found.stored.values()} | {info.file for info, _ in found.copies}
-        maps = {file: _mapped(self.path / file) for file in files}
+        if writable:
+            self.need_plain()
+        found = account(read_tensors(self.path), self.config, str(self.path), self.quantized)
+        maps = {file: _mapped(self.path / file) for file in {info.file for info in found.every}}
         device, dtype = torch.device(device), dtype or DTYPES[main_dtype(found.stored.values())]
         model = Transformer(self.config, device="meta")
         state: dict[str, Tensor] = {}
@@ -89,8 +95,25 @@ class Checkpoint:
                     state[name] = _placed(part, device, dtype, writable)
             for copy, rule in found.copies:
                 self._check_copy(copy, found.stored[rule], maps)
-        model.load_state_dict(state, strict=True, assign=True)
+        if not found.coded:
+            model.load_state_dict(state, strict=True, assign=True)
+            return model.requires_grad_().eval()
+        from llmctl.core.checkpoint.coded import hold
+
+        model.load_state_dict(state, strict=False, assign=True)
+        for rule, one in found.coded.items():
+            parts = {suffix: _tensor(maps, info) for suffix, info in one.parts.items()}
+            hold(model, rule, one, parts, device, dtype)
         return model.requires_grad_().eval()
+
+    def need_plain(self) -> None:
+        """Raises UserError unless all weights are plain numbers."""
+        if self.quantized is not None:
+            raise UserError(
+                f"{self.path} is quantized ({self.quantized.method}), and this needs weights that are plain numbers.",
+                "Name the checkpoint that it was quantized from, or train an adapter on it: --method lora.",
+                Exit.MISMATCH,
+            )
 
     def tokenizer(self) -> "Tokenizer":
         """The tokenizer that lies beside the weights.

@@ -73,7 +73,7 @@ def unpack(packed: Nf4, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     Returns:
         `shape`, in `dtype`.
     """
-    codes, scales = packed.codes.view(-1), _scales(packed)  # (N / 2,), (N / BLOCK,)
+    codes, scales = packed.codes.view(-1), scales_of(packed)  # (N / 2,), (N / BLOCK,)
     out = torch.empty(prod(shape), dtype=dtype, device=codes.device)
     pairs = _pairs(codes.device)
     whole = len(out) // BLOCK * BLOCK // 2  # codes of blocks that are full
@@ -132,7 +132,7 @@ def _codes_of_levels(device: torch.device) -> Tensor:
     return torch.bucketize(levels, _middles(scale_codes())).to(device=device, dtype=torch.uint8)
 
 
-def _scales(packed: Nf4) -> Tensor:
+def scales_of(packed: Nf4) -> Tensor:
     """The scale of each block, (blocks,) float32."""
     if packed.nested is None:
         return packed.absmax

@@ -53,7 +53,9 @@ class _Scores(nn.Module):
     @property
     def projection(self) -> Projection:
         """What makes logits of the features."""
-        weight = self.weight if self.adapter is None else self.adapter.weight(self).to(self.weight.dtype)
+        weight = self.dense()
+        if self.adapter is not None:
+            weight = self.adapter.weight(self).to(weight.dtype)
         return Projection(weight, self.bias, self.softcap)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -72,11 +74,31 @@ class _Scores(nn.Module):
 
 
 class Head(_Scores):
-    """Logits by a matrix of its own."""
+    """Logits by a matrix of its own.
+
+    Attributes:
+        held: None, or what stands in for the matrix, then `weight` is None.
+    """
 
     def __init__(self, config: ModelConfig, device=None, dtype=None):
         super().__init__(config, device, dtype)
         self.weight = nn.Parameter(torch.empty(config.vocab, config.width, device=device, dtype=dtype))
+        self.held: Linear | None = None
+
+    def hold(self, linear: Linear) -> None:
+        """Have a Linear without a bias, whose weight is in few bits, stand in for the matrix."""
+        self.weight, self.held = None, linear
+
+    def plain(self, features: Tensor) -> Tensor:
+        """(..., width) to (..., V), whatever the adapter, and not capped."""
+        if self.held is None:
+            return super().plain(features)
+        logits = self.held(features)
+        return logits if self.bias is None else logits + self.bias
+
+    def dense(self) -> Tensor:
+        """The matrix, (V, width)."""
+        return self.weight if self.held is None else self.held.dense()
 
 
 class TiedHead(_Scores):

@@ -10,6 +10,7 @@ from llmctl.spec.families.family import Family
 from llmctl.spec.files import read_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.peft import base_of, is_adapter
+from llmctl.spec.quantized_config import as_numbers, quantized, unquantized
 from llmctl.spec.safetensors import INDEX, SINGLE, SPARSE, read_tensors
 
 FAMILIES: dict[str, Family] = {
@@ -68,6 +69,8 @@ def family_for(config: ModelConfig) -> Family:
 def read_config(directory: Path | str) -> ModelConfig:
     """The ModelConfig of a checkpoint directory; where its config.json leaves heads open, the weights beside it decide.
 
+    That matrices are in few bits is no part of it.
+
     That of an adapter's directory is its base's, with the heads that the adapter brings.
 
     Raises:
@@ -80,8 +83,10 @@ def read_config(directory: Path | str) -> ModelConfig:
 
         return adapted_config(directory)
     found = read_config_json(directory)
+    quantized(found)  # refuses what is not known
+    found = unquantized(found)
     stored = family_of(found).settled and any((directory / name).is_file() for name in (SINGLE, INDEX, SPARSE))
-    return config_of(found, read_tensors(directory) if stored else None)
+    return config_of(found, as_numbers(read_tensors(directory)) if stored else None)
 
 
 def config_of(json: dict, names: Iterable[str] | None = None) -> ModelConfig:
