@@ -28,7 +28,9 @@ __all__ = ["MANIFEST", "Input", "Output", "read_json", "read_manifest", "write_f
 
 PLAN = ".plan.json"  # in a resumable OUT.partial: what is being made there
 # Options that change how a command runs or what it says, never what it makes.
-NEUTRAL = frozenset(["out", "force", "dry_run", "json", "quiet", "color", "threads", "save_every", "check"])
+NEUTRAL = frozenset(
+    ["out", "force", "dry_run", "json", "quiet", "color", "threads", "save_every", "check", "fail_under"]
+)
 
 
 class Invocation(Protocol):

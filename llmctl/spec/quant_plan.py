@@ -2,23 +2,24 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 from llmctl.errors import Exit, UserError
-from llmctl.spec.account import Account, account
 from llmctl.spec.families import family_read, read_config, read_config_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
 from llmctl.spec.peft import is_adapter
 from llmctl.spec.quant import Grid, QuantConfig
+from llmctl.spec.quant_files import QuantFiles
 from llmctl.spec.remade import HEAD, NAMED, some
-from llmctl.spec.safetensors import BITS, TensorInfo, read_tensors
+from llmctl.spec.safetensors import BITS
 from llmctl.spec.sites import Site, matches, sites
 from llmctl.spec.sizes import shapes
 
 Group = Literal["embedding", "layers", "head", "other"]
+GROUPS: tuple[Group, ...] = ("embedding", "layers", "head", "other")
 SMALLEST = 8  # columns of a group that is made smaller because a matrix does not divide by it
 
 
@@ -31,12 +32,14 @@ class Matrix:
         shape: (outputs, inputs).
         before: bytes of it as it is stored.
         after: bytes of its codes, scales and zero points.
+        dtype: of its scales, as headers spell it.
     """
 
     name: str
     shape: tuple[int, int]
     before: int
     after: int
+    dtype: str
 
     def record(self, relative: float) -> dict[str, Any]:
         """What a report says of it; `relative`: the error, |W^ - W|^2 over |W|^2, or of outputs."""
@@ -57,18 +60,17 @@ class QuantPlan:
 
     Attributes:
         source: directory of the checkpoint.
-        config, json: its shape and its config.json.
+        config: its shape.
         quant: with groups that fit the matrices.
-        found: its tensors.
+        files: what is written.
         matrices: those that are quantized, by our module's name, in the order of the files; of a cast none.
         notes: what a user should know.
     """
 
     source: Path
     config: ModelConfig
-    json: dict
     quant: QuantConfig
-    found: Account
+    files: QuantFiles
     matrices: dict[str, Matrix]
     notes: tuple[str, ...] = ()
 
@@ -80,12 +82,10 @@ class QuantPlan:
             UserError: the checkpoint is quantized already, or an adapter; nothing is left to quantize; columns that do
                 not divide by --group-size; a pattern of --keep that is no module's name.
         """
-        json = read_config_json(source)
-        _check_plain(source, json)
+        _check_plain(source, read_config_json(source))
         config = read_config(source)
-        found = account(read_tensors(source), config, str(source))
         if quant.grid is None:
-            return cls(source, config, json, quant, found, {})
+            return cls(source, config, quant, QuantFiles.of(source, quant, {}), {})
         chosen, notes = _chosen(config, quant)
         wanted = shapes(config)
         columns = {name: wanted[f"{name}.weight"][1] for site in chosen for name in site.ours}
@@ -97,23 +97,16 @@ class QuantPlan:
                 "Leave out some --keep, or take another --scheme.",
                 Exit.MISMATCH,
             )
-        stored = {rule.ours[0]: info for rule, info in found.stored.items()}
+        files = QuantFiles.of(source, quant, {name: quant.grid for site in chosen for name in site.ours})
         matrices = {}
-        for site in chosen:
-            info = stored[f"{site.ours[0]}.weight"]
-            for name in site.ours:
+        for one in files.matrices:
+            for name in one.ours:
                 rows, width = wanted[f"{name}.weight"]
-                before = rows * width * BITS[info.dtype] // 8
-                after = packed_bytes(quant.grid, rows, width, BITS[info.dtype])
-                matrices[name] = Matrix(name, (rows, width), before, after)
-        wide = [info for rule, info in found.stored.items() if info.dtype == "F32" and len(info.shape) > 1]
-        kept = sum(info.bytes for info in wide) - sum(one.before for one in matrices.values())
-        if kept > sum(one.after for one in matrices.values()):
-            more.append(
-                "what is not quantized is stored in 32 bits, more than all that is: --scheme bf16 first would halve it."
-            )
-        notes = [*notes, *more, *([odd] if odd else [])]
-        return cls(source, config, json, quant, found, matrices, tuple(notes))
+                share = rows / one.shape[0]
+                before = round(share * one.info.bytes)
+                matrices[name] = Matrix(name, (rows, width), before, round(share * one.bytes), one.dtype)
+        notes = (*notes, *more, *([odd] if odd else []), *files.notes, *_wide(files))
+        return cls(source, config, quant, files, matrices, notes)
 
     @property
     def cast(self) -> str | None:
@@ -121,65 +114,60 @@ class QuantPlan:
         return NAMED[self.quant.scheme] if self.quant.grid is None else None
 
     @property
+    def grids(self) -> dict[str, Grid]:
+        """The grid of each matrix that is quantized."""
+        return dict.fromkeys(self.matrices, self.quant.grid)
+
+    @property
     def groups(self) -> dict[Group, dict[str, int]]:
         """`parameters`, `bytes_before` and `bytes` of the embedding, the layers, the head and all else there is."""
+        parts = [(rule, info, prod(info.shape) * BITS[dtype] // 8) for rule, info, dtype in self.files.plain]
+        parts += [(one.rule, one.info, one.bytes) for one in self.files.matrices]
         sums: dict[Group, dict[str, int]] = {}
-        for rule, info in self.found.stored.items():
-            part = sums.setdefault(_group(rule), {"parameters": 0, "bytes_before": 0, "bytes": 0})
-            part["parameters"] += prod(info.shape)
-            part["bytes_before"] += info.bytes
-            part["bytes"] += self._after(rule, info)
+        for group in GROUPS:
+            own = [(info, after) for rule, info, after in parts if _group(rule) == group]
+            if own:
+                sums[group] = {
+                    "parameters": sum(prod(info.shape) for info, _ in own),
+                    "bytes_before": sum(info.bytes for info, _ in own),
+                    "bytes": sum(after for _, after in own),
+                }
         return sums
-
-    def _after(self, rule: Name, info: TensorInfo) -> int:
-        names = [name.removesuffix(".weight") for name in rule.ours]
-        if names[0] in self.matrices and rule.ours[0] != names[0]:
-            return sum(self.matrices[name].after for name in names)
-        return prod(info.shape) * BITS[self.cast] // 8 if self.cast else info.bytes
 
     @property
     def bytes(self) -> int:
         """Size of the result's tensors."""
-        return sum(part["bytes"] for part in self.groups.values())
-
-    @property
-    def read_bytes(self) -> int:
-        """Size of the source's tensors."""
-        return sum(info.bytes for info in self.found.stored.values())
+        return self.files.bytes
 
     def facts(self) -> dict[str, Any]:
         """The plan in numbers, for a report."""
         groups, grid = self.groups, self.quant.grid
-        total = sum(part["parameters"] for part in groups.values())
+        sums = {key: sum(part[key] for part in groups.values()) for key in ("parameters", "bytes_before", "bytes")}
         facts: dict[str, Any] = {
             "scheme": self.quant.scheme,
             "method": self.quant.method,
             "layout": self.quant.form if grid else "plain",
             "matrices": len(self.matrices),
-            "parameters": total,
             "quantized_parameters": sum(prod(one.shape) for one in self.matrices.values()),
-            "bytes_before": self.read_bytes,
-            "bytes": self.bytes,
-            "bits_per_weight": round(8 * self.bytes / max(1, total), 4),
-            "groups": {
-                name: {**part, "bits_per_weight": round(8 * part["bytes"] / max(1, part["parameters"]), 4)}
-                for name, part in groups.items()
-            },
+            **sums,
+            "bits_per_weight": _bits(sums),
+            "groups": {name: {**part, "bits_per_weight": _bits(part)} for name, part in groups.items()},
         }
         if grid is not None and grid.kind == "int":
             facts |= {"group_size": grid.group, "symmetric": grid.symmetric}
         return facts
 
 
-def packed_bytes(grid: Grid, rows: int, columns: int, scale_bits: int) -> int:
-    """Bytes of a matrix's codes, scales and zero points, as compressed-tensors and bitsandbytes lay them out."""
-    if grid.kind == "nf4":
-        return ceil(rows * columns / 2) + 4 * ceil(rows * columns / grid.group)
-    groups = grid.groups(columns)
-    scales = rows * groups * (8 if grid.kind == "mxfp4" else scale_bits) // 8
-    zeros = 0 if grid.symmetric else 4 * ceil(rows * grid.bits / 32) * groups
-    line = columns if grid.kind != "int" else 4 * ceil(columns * grid.bits / 32)
-    return rows * (line if grid.kind != "mxfp4" else columns // 2) + scales + zeros
+def _bits(part: dict[str, int]) -> float:
+    return round(8 * part["bytes"] / max(1, part["parameters"]), 4)
+
+
+def _wide(files: QuantFiles) -> list[str]:
+    """A word on tables of 32 bits that take more than all that is quantized."""
+    wide = sum(info.bytes for _, info, dtype in files.plain if dtype == "F32")
+    if wide <= sum(one.bytes for one in files.matrices):
+        return []
+    return ["what is not quantized stays in 32 bits and takes more than all that is; --scheme bf16 first halves it."]
 
 
 def _check_plain(source: Path, json: dict) -> None:

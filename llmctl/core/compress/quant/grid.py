@@ -94,6 +94,26 @@ def fake(weight: Tensor, grid: Grid, dtype: torch.dtype, clip: Clip = "none") ->
     return dense(quantise(weight, grid, dtype, clip), grid, weight.dtype, tuple(weight.shape))
 
 
+def relative(weight: Tensor, codes: Codes, grid: Grid) -> float:
+    """|W^ - W|^2 over |W|^2 of a matrix (O, I) and its codes."""
+    if grid.kind == "nf4":
+        pairs = [(weight.float(), dense(codes, grid, torch.float32, tuple(weight.shape)))]
+    else:
+        rows = max(1, BLOCK // weight.shape[1]) if weight.device.type == "cpu" else len(weight)
+        pieces = [[None] * len(weight) if part is None else part.split(rows) for part in codes]
+        pairs = (
+            (part.float(), dense(Codes(*some), grid, torch.float32))
+            for part, *some in zip(weight.split(rows), *pieces, strict=False)
+        )
+    wrong = whole = 0.0
+    for part, made in pairs:
+        flat = part.reshape(-1)
+        whole += float(flat @ flat)
+        off = made.sub_(part).view(-1)
+        wrong += float(off @ off)
+    return wrong / whole if whole else 0.0
+
+
 def _scales(groups: Tensor, grid: Grid, dtype: torch.dtype, clip: Clip) -> tuple[Tensor, Tensor | None]:
     """Scales and zero points (O, G) of (O, G, N) float32."""
     low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)  # (O, G)
