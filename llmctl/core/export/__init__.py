@@ -1,0 +1,1 @@
+"""Export: checkpoints in the formats of other engines."""
