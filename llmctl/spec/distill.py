@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from llmctl.errors import Exit, UserError
+from llmctl.spec.model import ModelConfig
 
 Divergence = Literal["forward-kl", "reverse-kl", "jsd"]
 Tail = Literal["rest", "renormalise"]
@@ -208,6 +209,22 @@ PRESETS: dict[DistillPreset, dict[str, Any]] = {
     "gkd": {"loss": "jsd", "text": "student", "on_policy": 0.5},
     "sequence": {"text": "teacher", "soft": 0.0, "hard": 1.0},
 }
+
+
+def check_insides(teacher: ModelConfig, student: ModelConfig, config: DistillConfig) -> None:
+    """Whether what is to be compared can be.
+
+    Raises:
+        UserError: it cannot.
+    """
+    problem = ""
+    if config.attention and teacher.heads != student.heads:
+        problem = f"--attention compares head with head, but the teacher has {teacher.heads} and the student "
+        problem += f"{student.heads}: --relations compares them all the same."
+    if (config.attention or config.relations) and "linear" in (teacher.attention, student.attention):
+        problem = "Linear attention has no attention scores to compare."
+    if problem:
+        raise UserError(problem, "Leave its weight at 0.", Exit.MISMATCH)
 
 
 def _flag(name: str) -> str:

@@ -91,6 +91,40 @@ def taught(teacher: Scores, aim: Aim, rows: slice) -> Tensor:
     return F.log_softmax(teacher.logits(rows)[:, : aim.vocab] / aim.temperature, dim=-1)
 
 
+def chosen(scores: Scores, targets: Tensor, vocab: int) -> Tensor:
+    """Log probabilities of targets (N,) among the first `vocab` ids, (N,) float32; without gradients."""
+    step = chunk_rows(len(scores.weight))
+    parts = [
+        F.log_softmax(scores.logits(slice(start, start + step))[:, :vocab], dim=-1).gather(
+            1, targets[start : start + step, None]
+        )
+        for start in range(0, len(targets), step)
+    ]
+    return torch.cat(parts)[:, 0] if parts else torch.zeros(0, device=targets.device)
+
+
+@torch.no_grad()
+def compared(
+    student: Scores, teacher: Scores | Answers | None, targets: Tensor, vocab: int
+) -> tuple[Tensor, Tensor | None]:
+    """What is known of a student at N places: sums of -log q(target) and of KL(p || q), in nats, float32 scalars.
+
+    Args:
+        teacher: as of `linear_divergence`, at temperature 1; None: there is no KL.
+        vocab: ids that both have a row for.
+    """
+    aim, zero = Aim("forward-kl", None, 1.0, "rest", vocab), torch.zeros((), device=targets.device)
+    nll, kl, step = zero, zero.clone(), chunk_rows(len(student.weight))
+    for start in range(0, len(targets), step):
+        rows = slice(start, start + step)
+        logq = F.log_softmax(student.logits(rows), dim=-1)
+        target = targets[rows, None]
+        nll = nll - (logq.gather(1, target.clamp_min(0)) * (target != IGNORE)).sum()
+        if teacher is not None:
+            kl = kl + _soft(logq, _answered(teacher, aim, rows, 0), aim)[0].sum()
+    return nll, None if teacher is None else kl
+
+
 def linear_divergence(
     student: Scores,
     teacher: Scores | Answers | None,
