@@ -19,8 +19,10 @@ from llmctl.commands.classify import classify
 from llmctl.commands.completion import completion
 from llmctl.commands.corpus import corpus
 from llmctl.commands.detokenize import detokenize
+from llmctl.commands.distill import distill
 from llmctl.commands.embed import embed
 from llmctl.commands.eval_ppl import eval_ppl
+from llmctl.commands.export import export
 from llmctl.commands.fill_mask import fill_mask
 from llmctl.commands.finetune import finetune
 from llmctl.commands.generate import generate
@@ -31,6 +33,8 @@ from llmctl.commands.merge import merge
 from llmctl.commands.plot import plot
 from llmctl.commands.pretrain import pretrain
 from llmctl.commands.prompt import prompt
+from llmctl.commands.quantize import quantize
+from llmctl.commands.prune import prune
 from llmctl.commands.tokenize import tokenize
 from llmctl.commands.train_tokenizer import train_tokenizer
 from llmctl.commands.verify import verify
@@ -45,8 +49,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "detokenize": detokenize,
     "pretrain": pretrain,
     "finetune": finetune,
+    "distill": distill,
     "lora-merge": lora_merge,
     "merge": merge,
+    "export": export,
+    "prune": prune,
+    "quantize": quantize,
     "prompt": prompt,
     "generate": generate,
     "fill-mask": fill_mask,

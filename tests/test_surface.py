@@ -24,6 +24,8 @@ MISSING = {
     "finetune": ["missing", "missing.jsonl", "-o", "out"],
     "lora-merge": ["missing", "-o", "out"],
     "merge": ["missing", "-o", "out"],
+    "prune": ["missing", "-o", "out"],
+    "quantize": ["missing", "-o", "out"],
     "prompt": ["missing.jsonl"],
     "generate": ["missing", "-p", "a"],
     "fill-mask": ["missing", "-p", "a"],

@@ -109,7 +109,7 @@ def tuned(directory: Path, plan: QuantPlan, text: str, tuning: Tuning, place: Pl
     probes = {}
     if is_tokens(text) and read_old(text, tokenizer, "heldout").tokens > 1:
         batches = texts(text, config, tokenizer, tuning.watch.eval_tokens, row=sizes.block)
-        probes["heldout"] = Probe(batches, tokens_loss, True)
+        probes["rounded_heldout"] = Probe(batches, tokens_loss, True)
     return prepare(
         directory, model, None, text, tokenizer, sizes, learning, tuning.watch, place,
         lambda to: export(model, plan, to), seed, probes=probes,
