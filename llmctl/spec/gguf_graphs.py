@@ -28,7 +28,6 @@ class Graph:
         qkv: queries, keys and values are one matrix.
         gate_up: gate and up are one matrix.
         head: "tied": it has no head of its own; "always": it has one, even if it equals the embedding.
-        scale_key: it reads the scale of attention.
         windows: some layers may have a window, one of each run of equally many seeing everything.
         local: layers with a window turn by a base of their own.
         capped: scores of attention and of tokens are capped.
@@ -56,7 +55,6 @@ class Graph:
     qkv: bool = False
     gate_up: bool = False
     head: Literal["optional", "tied", "always"] = "optional"
-    scale_key: bool = False
     windows: bool = False
     local: bool = False
     capped: bool = False
@@ -77,8 +75,8 @@ _ALL: tuple[Bias, Bias, Bias] = ("filled", "filled", "filled")
 GRAPHS = (
     Graph("qwen2", biases=("needed", "never", "never")),
     Graph("phi3", partial=True, lengths=True, square=True, biases=("never",) * 3, qkv=True, gate_up=True),
-    Graph("llama", paired=True, factors=True, biases=("optional",) * 3, scale_key=True),
-    Graph("smollm3", paired=True, scale_key=True, skips=4),
+    Graph("llama", paired=True, factors=True, biases=("optional",) * 3),
+    Graph("smollm3", paired=True, skips=4),
     Graph("qwen3", qk_norm="heads"),
     Graph("olmo2", place="output", qk_norm="whole", square=True, biases=("never",) * 3, head="always"),
     Graph("gemma", head="tied", **_GEMMA),

@@ -88,7 +88,8 @@ class _Tensors:
     """The entries of one model, made in order."""
 
     def __init__(self, graph: Graph, config: ModelConfig, lengthened: float):
-        self.graph, self.config, self.lengthened = graph, config, lengthened
+        self.graph, self.config = graph, config
+        self.lengthened = lengthened if graph.factors else 1.0
         self.ours = shapes(config)
         self.both = config.kind == "encoder-decoder"
 
@@ -154,7 +155,7 @@ class _Tensors:
     def attention(self, theirs: str, name: str) -> Iterator[Entry]:
         """Queries, keys and values, and their norms; a scale that the architecture does not have goes into queries."""
         config, graph = self.config, self.graph
-        more = 1.0 if graph.scale_key else scale_of(config) / own_scale(graph, config)
+        more = scale_of(config) / own_scale(graph, config)
         times = (more * self.lengthened, self.lengthened, 1.0)
         if config.qk_norm:
             yield from self.norm(f"{name}_q_norm", f"{theirs}.q_norm", times[0])

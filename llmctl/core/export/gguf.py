@@ -20,7 +20,7 @@ from llmctl.spec.account import account
 from llmctl.spec.files import read_json
 from llmctl.spec.gguf import MADE, MIXTURES, ExportConfig, GgufPlan, Planned
 from llmctl.spec.gguf_graphs import NO_TURN, UNCAPPED, period
-from llmctl.spec.gguf_tensors import Entry, scale_of
+from llmctl.spec.gguf_tensors import Entry
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.safetensors import read_tensors
 from llmctl.spec.sizes import shapes
@@ -116,8 +116,6 @@ def _keys(plan: GgufPlan, config: ModelConfig, how: ExportConfig) -> dict[str, o
     }
     eps = "layer_norm_rms_epsilon" if config.norm == "rms" else "layer_norm_epsilon"
     keys[f"{arch}.attention.{eps}"] = float(config.norm_eps)
-    if graph.scale_key and config.attention_scale is not None:
-        keys[f"{arch}.attention.scale"] = scale_of(config)
     if config.position in ("rope", "none") and graph.position == "rope":
         keys |= _turning(plan, config)
     if graph.windows:
@@ -171,12 +169,12 @@ def _turning(plan: GgufPlan, config: ModelConfig) -> dict[str, object]:
 
 
 def _windows(config: ModelConfig, arch: str) -> dict[str, object]:
-    """Which layers have a window, and how long it is."""
+    """Which layers have a window, and how long it is; where none has, one that holds the context."""
     every = period(config)
-    if config.window is None or every is None:
-        every = 1
+    if config.window is None or every is None or every == 1:
+        return {f"{arch}.attention.sliding_window": config.context}
     keys = {f"{arch}.attention.sliding_window_pattern": every if every <= config.layers else 0}
-    return {**keys, f"{arch}.attention.sliding_window": config.window or config.context}
+    return {**keys, f"{arch}.attention.sliding_window": config.window}
 
 
 def _lengthened(config: ModelConfig) -> float:
