@@ -69,6 +69,7 @@ def _report(contents: Contents) -> dict[str, Any]:
         "parameters": contents.parameters if contents.kind in ("checkpoint", "adapter", "tensors") else None,
         "bytes": sum(info.bytes for info in tensors),
         "dtypes": _dtypes(tensors),
+        "quantization": _quantization(contents),
         "metadata": contents.metadata,
         "remarks": list(contents.remarks),
         "made": made if manifest else None,
@@ -84,6 +85,14 @@ def _report(contents: Contents) -> dict[str, Any]:
 def _config(contents: Contents) -> dict[str, Any] | None:
     """Our fields; config.json as it is where the model is not known."""
     return contents.json if contents.config is None else asdict(contents.config)
+
+
+def _quantization(contents: Contents) -> dict[str, Any] | None:
+    """How matrices are held in few bits, and the bits of a parameter over all; None: all are plain numbers."""
+    if contents.quantized is None:
+        return None
+    size = sum(info.bytes for info in contents.tensors.values())
+    return contents.quantized.facts() | {"bits_per_parameter": round(8 * size / max(1, contents.parameters), 4)}
 
 
 def _dtypes(tensors: list[TensorInfo]) -> dict[str, int]:
@@ -152,6 +161,9 @@ def _facts(report: dict[str, Any], known: ModelConfig | None) -> Rows:
     if report["parameters"] is not None:
         kinds = ", ".join(f"{dtype} {gib(size)}" for dtype, size in report["dtypes"].items())
         rows += [("parameters", f"{report['parameters']:,}"), ("size", f"{gib(report['bytes'])} ({kinds or 'none'})")]
+    if (few := report["quantization"]) is not None:
+        rows += [("quantized", f"{few['method']}; {few['bits_per_parameter']:.2f} bits a parameter")]
+        rows += [("", _group(one)) for one in few["groups"]]
     if known is not None:
         rows += shape_rows(known)
     else:
@@ -162,6 +174,15 @@ def _facts(report: dict[str, Any], known: ModelConfig | None) -> Rows:
     if report["made"]:
         rows.append(("made by", f"llmctl {' '.join(map(str, report['made']['argv'] or []))}"))
     return rows
+
+
+def _group(group: dict[str, Any]) -> str:
+    """What some matrices are held in, in a line."""
+    held = f"{group['kind']}{group['bits']}" if group["kind"] == "int" else group["kind"]
+    shared = f"groups of {group['group_size']}" if group["group_size"] else "a scale a row"
+    zeros = "" if group["symmetric"] else ", zero points"
+    inputs = ", inputs too" if group["inputs"] else ""
+    return f"{held}, {shared}{zeros}{inputs} ({group['layout']}): {', '.join(group['targets'][:3])}"
 
 
 def shape_rows(config: ModelConfig) -> Rows:

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.account import account
-from llmctl.spec.families import config_of, read_config_json
+from llmctl.spec.families import config_within, read_config_json
 from llmctl.spec.files import read_json
 from llmctl.spec.manifest import listed, read_manifest
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.peft import CONFIG, is_adapter, weights_of
+from llmctl.spec.quantized_config import Quantized, quantized
 from llmctl.spec.safetensors import INDEX, SINGLE, TensorInfo, read_header, read_tensors
 from llmctl.spec.sizes import parameters
 
@@ -69,12 +70,12 @@ class Contents:
             remarks.append(f"{path} has no config.json.")
         else:
             try:
-                config = config_of(json, tensors or None)
+                config = config_within(json, tensors or None)
             except UserError as error:
                 remarks.append(error.problem)
         if config is not None and tensors:
             try:
-                account(tensors, config, str(path))
+                account(tensors, config, str(path), quantized(json))
             except UserError as error:
                 remarks.append(error.problem)
         metadata = read_header(path / SINGLE)[1] if SINGLE in {info.file for info in tensors.values()} else {}
@@ -91,6 +92,11 @@ class Contents:
         if self.fits:
             return parameters(self.config)  # type: ignore[arg-type]
         return sum(prod(info.shape) for info in self.tensors.values())
+
+    @property
+    def quantized(self) -> Quantized | None:
+        """Which of its matrices are in few bits; None: none, or of an unknown model."""
+        return None if self.config is None or self.json is None else quantized(self.json)
 
     @property
     def folder(self) -> Path:

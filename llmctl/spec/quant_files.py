@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import Exit, UserError
-from llmctl.spec.account import account, their_shape
+from llmctl.spec.account import account, module_kind, their_shape
 from llmctl.spec.coding import Coding
 from llmctl.spec.families import config_of, family_read, read_config_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
 from llmctl.spec.quant import CASTS, Grid, QuantConfig
-from llmctl.spec.quantized_config import DENSE, KEY, coding_of, quantized_json
+from llmctl.spec.quantized_config import DENSE, KEY
+from llmctl.spec.quantized_json import coding_of, quantized_json
 from llmctl.spec.remade import NAMED, SPELLED, check_plain
 from llmctl.spec.safetensors import BITS, TensorInfo, main_dtype, read_tensors
 from llmctl.spec.sites import head_names, sites
@@ -151,15 +152,17 @@ def _said(
     named = {family.in_class(matrix.module): grids[matrix.ours[0]] for matrix in matrices}
     others = [family.in_class(site.theirs) for site in sites(config, family) if not site.table]
     left = [name for name in dict.fromkeys([*others, *head_names(config)]) if name not in named]
-    return quantized_json(quant.form, named, left, SPELLED[dtype])
+    classes = list(dict.fromkeys(kind for matrix in matrices if (kind := module_kind(matrix.rule))))
+    return quantized_json(quant.form, named, classes, left, SPELLED[dtype])
 
 
 def _notes(quant: QuantConfig, matrices: list[Matrix]) -> list[str]:
     found = []
     if quant.form == "compressed-tensors" and any(matrix.rule.transposed for matrix in matrices):
-        found.append("transformers opens no compressed-tensors of this family, whose matrices it keeps as Conv1D.")
-    if quant.form == "compressed-tensors" and quant.grid is not None and not quant.grid.symmetric:
-        found.append("transformers opens zero points only with CompressedTensorsConfig(dequantize=True).")
+        found.append(
+            "transformers does not read compressed-tensors of this family, whose matrices it keeps as Conv1D (it fills "
+            "them at random, without a word); llmctl does, and --scheme nf4 is read by both."
+        )
     if quant.scheme == "mxfp4":
         found.append("All that is not mxfp4 is stored in bfloat16, the type in which transformers opens it.")
     return found

@@ -1,13 +1,13 @@
-"""Quantized: what the quantization_config of a config.json says of the matrices, read and written."""
+"""Quantized: what the quantization_config of a config.json says of the matrices."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.coding import Coding
-from llmctl.spec.quant import Form, Grid
+from llmctl.spec.quant import Grid
 
 KEY = "quantization_config"
 DENSE = ".weight"
@@ -114,30 +114,6 @@ def as_numbers(names: Iterable[str]) -> list[str]:
     return [_SIGNS.sub(DENSE, name) for name in names]
 
 
-def quantized_json(form: Form, grids: Mapping[str, Grid], left: list[str], dtype: str) -> dict[str, Any]:
-    """A quantization_config.
-
-    Args:
-        form: whose.
-        grids: by the name of each module that is in few bits, as classes call it.
-        left: modules of the same classes that are not.
-        dtype: of numbers, as torch calls it.
-    """
-    return _WRITERS[form](grids, left, dtype)
-
-
-def coding_of(form: Form, grid: Grid) -> Coding:
-    """How a matrix of a grid is written."""
-    if form == "compressed-tensors":
-        whole = grid.dynamic or grid.kind == "fp8"
-        return Coding("mxfp4" if grid.kind == "mxfp4" else "whole" if whole else "packed", grid)
-    if form == "bitsandbytes":
-        return Coding("nf4", grid)
-    if form == "awq":
-        return Coding("awq", replace(grid, symmetric=False))
-    return Coding("gptq", replace(grid, symmetric=False), shifted=grid.symmetric)
-
-
 def _named(target: str, names: tuple[str, ...]) -> bool:
     if target.startswith("re:"):
         try:
@@ -161,8 +137,6 @@ def _refused(what: list[str]) -> UserError:
         Exit.MISMATCH,
     )
 
-
-# --- compressed-tensors ---------------------------------------------------------------------------------------------
 
 _FORMATS = {
     "pack-quantized": "packed",
@@ -259,42 +233,6 @@ def _by_token(inputs: Any, kind: str) -> bool:
     return all(inputs.get(key, usual.get(key)) == value for key, value in wanted.items())
 
 
-def _write_compressed(grids: Mapping[str, Grid], left: list[str], dtype: str) -> dict[str, Any]:
-    kinds = list(dict.fromkeys(grids.values()))
-    groups = {}
-    for number, grid in enumerate(kinds):
-        targets = ["Linear"] if len(kinds) == 1 else [name for name, one in grids.items() if one == grid]
-        groups[f"group_{number}"] = {"targets": targets, **_scheme(grid)}
-    formats = {group["format"] for group in groups.values()}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
-        "quantization_status": "compressed",
-        "config_groups": groups,
-        "ignore": left,
-    }
-
-
-def _scheme(grid: Grid) -> dict[str, Any]:
-    """A group's format, weights and inputs."""
-    kind = "int" if grid.kind == "int" else "float"
-    weights: dict[str, Any] = {"num_bits": grid.bits, "type": kind, "symmetric": grid.symmetric}
-    weights |= {"strategy": "group", "group_size": grid.group} if grid.group else {"strategy": "channel"}
-    weights["dynamic"] = False
-    if grid.kind == "mxfp4":
-        weights |= {"scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
-    form = {"int": "int-quantized" if grid.dynamic else "pack-quantized", "fp8": "float-quantized"}
-    found: dict[str, Any] = {"format": form.get(grid.kind, "mxfp4-pack-quantized"), "weights": weights}
-    if grid.dynamic:
-        found["input_activations"] = {
-            "num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True,
-        }  # fmt: skip
-    return found
-
-
-# --- GPTQ, AWQ ------------------------------------------------------------------------------------------------------
-
-
 def _read_gptq(said: dict[str, Any], wrong: list[str]) -> Quantized:
     """Source: the quantize_config of AutoGPTQ, and GPTQModel's `dynamic` beside it."""
     form = said.get("checkpoint_format", "gptq")
@@ -318,19 +256,6 @@ def _read_gptq(said: dict[str, Any], wrong: list[str]) -> Quantized:
     return Quantized("gptq", (*groups, Group(("Linear", "Conv1D"), coding(said))), sure=False)
 
 
-def _write_gptq(grids: Mapping[str, Grid], left: list[str], dtype: str) -> dict[str, Any]:
-    grid = _one(grids)
-    return {
-        "quant_method": "gptq",
-        "bits": grid.bits,
-        "group_size": grid.group or -1,
-        "desc_act": False,
-        "sym": grid.symmetric,
-        "lm_head": False,
-        "checkpoint_format": "gptq" if grid.symmetric else "gptq_v2",
-    }
-
-
 def _read_awq(said: dict[str, Any], wrong: list[str]) -> Quantized:
     """Source: AwqConfig of transformers."""
     bits, size = said.get("bits", said.get("w_bit", 4)), said.get("group_size", said.get("q_group_size", 128))
@@ -344,38 +269,6 @@ def _read_awq(said: dict[str, Any], wrong: list[str]) -> Quantized:
     if str(said.get("version", said.get("format", "gemm"))).lower() != "gemm":
         wrong.append(f"version {said.get('version', said.get('format'))!r}")
     return Quantized("awq", (Group(("Linear",), Coding("awq", Grid("int", 4, max(0, size), False))),), sure=False)
-
-
-def _write_awq(grids: Mapping[str, Grid], left: list[str], dtype: str) -> dict[str, Any]:
-    grid = _one(grids)
-    return {
-        "quant_method": "awq",
-        "bits": 4,
-        "group_size": grid.group or -1,
-        "zero_point": True,
-        "version": "gemm",
-        "backend": "autoawq",
-        "modules_to_not_convert": left,
-    }
-
-
-def _one(grids: Mapping[str, Grid]) -> Grid:
-    """The grid of all matrices.
-
-    Raises:
-        UserError: they differ.
-    """
-    kinds = set(grids.values())
-    if len(kinds) != 1:
-        raise UserError(
-            "This layout has one group size for all matrices, and these have several.",
-            "Use --layout compressed-tensors, or a --group-size that divides every matrix.",
-            Exit.MISMATCH,
-        )
-    return kinds.pop()
-
-
-# --- bitsandbytes ---------------------------------------------------------------------------------------------------
 
 
 def _read_bitsandbytes(said: dict[str, Any], wrong: list[str]) -> Quantized:
@@ -392,19 +285,6 @@ def _read_bitsandbytes(said: dict[str, Any], wrong: list[str]) -> Quantized:
     return Quantized("bitsandbytes", (Group(("Linear", "Conv1D"), coding),), sure=False)
 
 
-def _write_bitsandbytes(grids: Mapping[str, Grid], left: list[str], dtype: str) -> dict[str, Any]:
-    return {
-        "quant_method": "bitsandbytes",
-        "load_in_4bit": True,
-        "load_in_8bit": False,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_compute_dtype": dtype,
-        "bnb_4bit_quant_storage": "uint8",
-        "bnb_4bit_use_double_quant": False,
-        "llm_int8_skip_modules": left,
-    }
-
-
 def _strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
@@ -414,10 +294,4 @@ _READERS: dict[str, Callable[[dict[str, Any], list[str]], Quantized]] = {
     "gptq": _read_gptq,
     "awq": _read_awq,
     "bitsandbytes": _read_bitsandbytes,
-}
-_WRITERS: dict[Form, Callable[[Mapping[str, Grid], list[str], str], dict[str, Any]]] = {
-    "compressed-tensors": _write_compressed,
-    "gptq": _write_gptq,
-    "awq": _write_awq,
-    "bitsandbytes": _write_bitsandbytes,
 }

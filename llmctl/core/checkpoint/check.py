@@ -8,10 +8,11 @@ from llmctl.core.checkpoint.values import not_finite, same_bytes
 from llmctl.errors import UserError
 from llmctl.spec.account import account
 from llmctl.spec.contents import every_tensor, has_weights
-from llmctl.spec.families import config_of, family_of, read_config_json
+from llmctl.spec.families import config_within, family_of, read_config_json
 from llmctl.spec.files import read_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.peft import CONFIG, base_of, read_adapter, weights_of
+from llmctl.spec.quantized_config import Quantized, quantized
 from llmctl.spec.safetensors import INDEX, TensorInfo, read_header, read_tensors
 from llmctl.spec.whole import Problem
 
@@ -47,11 +48,11 @@ def check_checkpoint(
             note(f"{directory}: {error.problem} Shapes were not checked.")
         else:
             try:
-                config = config_of(json, tensors)
+                config = config_within(json, tensors)
             except UserError as error:
                 yield Problem.of(directory / "config.json", error, "config")
     if config is not None and tensors is not None:
-        yield from _fit(directory, tensors, config)
+        yield from _fit(directory, tensors, config, quantized(json))
     vocab = config.vocab if config is not None else (json or {}).get("vocab_size")
     if type(vocab) is int:
         yield from _special(directory, json or {}, vocab)
@@ -134,9 +135,11 @@ def _tensors(directory: Path) -> tuple[dict[str, TensorInfo] | None, list[Proble
         return None, [Problem.of(directory, error, "tensors")]
 
 
-def _fit(directory: Path, tensors: dict[str, TensorInfo], config: ModelConfig) -> Iterator[Problem]:
+def _fit(
+    directory: Path, tensors: dict[str, TensorInfo], config: ModelConfig, said: Quantized | None
+) -> Iterator[Problem]:
     try:
-        found = account(tensors, config, str(directory))
+        found = account(tensors, config, str(directory), said)
     except UserError as error:
         yield Problem.of(directory, error, "tensors")
         return

@@ -84,7 +84,7 @@ def _split(rule: Name, read: Read, shape: tuple[int, int], rows: list[int], head
     runs = [count // heads if rule.fusion == "heads" else count for count in rows]
     if any(count * shape[1] % BLOCK for count in runs):
         raise UserError(
-            f"{rule.theirs} holds {len(rows)} matrices of ours, but blocks of {BLOCK} weights cross from one to another.",
+            f"{rule.theirs} holds {len(rows)} matrices, but blocks of {BLOCK} weights cross from one to another.",
             "Use the checkpoint that it was quantized from.",
             Exit.MISMATCH,
         )

@@ -83,10 +83,22 @@ def read_config(directory: Path | str) -> ModelConfig:
 
         return adapted_config(directory)
     found = read_config_json(directory)
-    quantized(found)  # refuses what is not known
-    found = unquantized(found)
     stored = family_of(found).settled and any((directory / name).is_file() for name in (SINGLE, INDEX, SPARSE))
-    return config_of(found, as_numbers(read_tensors(directory)) if stored else None)
+    return config_within(found, read_tensors(directory) if stored else None)
+
+
+def config_within(json: dict, names: Iterable[str] | None = None) -> ModelConfig:
+    """The ModelConfig of a checkpoint, whose matrices may be in few bits.
+
+    Args:
+        json: its config.json.
+        names: as for `config_of`.
+
+    Raises:
+        UserError: as `config_of`, or matrices in few bits of a kind that is not known.
+    """
+    quantized(json)
+    return config_of(unquantized(json), None if names is None else as_numbers(names))
 
 
 def config_of(json: dict, names: Iterable[str] | None = None) -> ModelConfig:

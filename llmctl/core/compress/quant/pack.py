@@ -21,12 +21,12 @@ def pack(values: Tensor, bits: int) -> Tensor:
     rows, count = values.shape
     words = -(-count * bits // 32)
     if bits == 8 and not count % 4:
-        return values.contiguous().view(torch.int32)
-    lanes = F.pad(values, (0, -count % 32)).contiguous().view(torch.int64)  # (O, N / 8), a value a byte
+        return values.reshape(-1).view(torch.int32).view(rows, -1)
+    lanes = F.pad(values, (0, -count % 32)).reshape(-1).view(torch.int64)  # (O N / 8,), a value a byte
     for lower, width in _LANES:
         lanes = _closer(lanes, lower, width, bits * width // 8)
-    packed = lanes.view(torch.uint8).unflatten(1, (-1, 8))[..., :bits]  # (O, N / 8, bits)
-    return packed.contiguous().flatten(1).view(torch.int32)[:, :words].contiguous()
+    packed = lanes.view(torch.uint8).view(-1, 8)[:, :bits].contiguous().view(-1)
+    return packed.view(torch.int32).view(rows, -1)[:, :words].contiguous()
 
 
 def unpack(words: Tensor, bits: int, count: int) -> Tensor:
@@ -38,13 +38,14 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     Returns:
         (O, count) uint8.
     """
-    words = F.pad(words, (0, -words.shape[1] % bits)).contiguous()
+    rows = len(words)
+    words = F.pad(words, (0, -words.shape[1] % bits)).reshape(-1).view(torch.uint8)
     if bits == 8:
-        return words.view(torch.uint8)[:, :count]
-    lanes = F.pad(words.view(torch.uint8).unflatten(1, (-1, bits)), (0, 8 - bits)).flatten(1).view(torch.int64)
+        return words.view(rows, -1)[:, :count]
+    lanes = F.pad(words.view(-1, bits), (0, 8 - bits)).view(-1).view(torch.int64)
     for _, width in reversed(_LANES):
         lanes = _apart(lanes, width, bits * width // 8)
-    return lanes.view(torch.uint8)[:, :count]
+    return lanes.view(torch.uint8).view(rows, -1)[:, :count]
 
 
 def _closer(lanes: Tensor, lower: int, width: int, used: int) -> Tensor:
