@@ -39,10 +39,11 @@ class SlimConfig:
         tuple[str, ...], "A layer to cut, counted from 0, in place of --layers: 3, encoder.3 or decoder.3; repeat."
     ] = ()
     rank: Annotated[
-        Rank,
-        "What is least important. activation: what adds least to the stream on the calibration text, layers by block "
-        "influence; loss: without what the loss on that text rises least; weight: small weights, no text; random.",
-    ] = "activation"
+        Rank | None,
+        "What matters least. activation: what adds least to the stream on the calibration text, layers by block "
+        "influence; loss: without what the loss on that text is lowest; weight: small weights, no text; random. "
+        "Default: loss for layers, of a model that scores tokens, and activation for the rest.",
+    ] = None
     reverse: Annotated[bool, "Cut what is most important, as a control."] = False
     repair: Annotated[
         bool, "Let the matrix after what is cut make up for it on the calibration text, by least squares."
@@ -71,7 +72,15 @@ class SlimConfig:
         """Whether it needs text to run through the model."""
         ranked = any(getattr(self, name) is not None for name in _SIZES)
         repaired = self.repair and (self.heads, self.ff, self.width) != (None, None, None)
-        return (ranked and self.rank in ("activation", "loss")) or repaired
+        return (ranked and self.rank in (None, "activation", "loss")) or repaired
+
+    def ranking(self, layers: bool, scores: bool) -> Rank:
+        """What decides which `layers` stay, or which of their parts.
+
+        Args:
+            scores: the model has a head that scores tokens.
+        """
+        return self.rank or ("loss" if layers and scores else "activation")
 
     def stays(self, layers: dict[str, int]) -> dict[str, tuple[int, ...]]:
         """The layers that --drop-layers leaves, by stack; {} without it.
@@ -165,13 +174,19 @@ def renumbered(config: ModelConfig, layers: dict[str, tuple[int, ...]]) -> Model
     return replace(config, **changes)  # type: ignore[arg-type]
 
 
-def alike(before: int, after: int) -> tuple[int, ...] | None:
-    """The heads of ALiBi whose slopes are those of a model with fewer heads, in its order; None: they differ.
+def alike(config: ModelConfig, heads: int) -> tuple[int, ...] | None:
+    """The heads of ALiBi whose slopes are those of a model with fewer heads, in its order, by the number of what they
+    share keys and values with; None: there are none, or they share them with others.
 
     Source: the series is that of `core.model.position.alibi_slopes`.
     """
-    old, new = _slopes(before), _slopes(after)
-    return tuple(old.index(slope) for slope in new) if set(new) <= set(old) else None
+    old, new = _slopes(config.heads), _slopes(heads)
+    if not set(new) <= set(old):
+        return None
+    group = config.heads // config.kv_heads
+    first = [old.index(slope) for slope in new[::group]]
+    kept = [head + i for head in first for i in range(group)]
+    return tuple(head // group for head in first) if kept == [old.index(slope) for slope in new] else None
 
 
 def _slopes(heads: int) -> list[float]:
@@ -251,7 +266,7 @@ def _theirs(config: ModelConfig) -> bool:
 
 
 def _check_positions(config: ModelConfig, made: ModelConfig) -> None:
-    if config.position == "alibi" and made.heads != config.heads and alike(config.heads, made.heads) is None:
+    if config.position == "alibi" and made.heads != config.heads and alike(config, made.heads) is None:
         raise UserError(
             f"ALiBi gives each head a slope that follows from their number: of {config.heads} heads, no {made.heads} "
             "have those of a model with so many.",

@@ -1,0 +1,1 @@
+"""Structured pruning: heads, neurons, channels and layers cut out, which leaves a smaller dense model."""
