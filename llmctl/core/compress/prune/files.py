@@ -29,7 +29,6 @@ def rewrite(
     config: ModelConfig,
     names: Iterable[str],
     change: Change,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Write the tensors of a checkpoint into an existing directory, those of some of our names changed.
 
@@ -37,7 +36,6 @@ def rewrite(
 
     Args:
         names: "decoder.layers.0.attention.q.weight" ...
-        progress: told the bytes written, after each tensor.
 
     Raises:
         UserError: tensors that do not fit the config.
@@ -45,13 +43,10 @@ def rewrite(
     """
     tensors, stream, changed = read_tensors(source), Stream(source), frozenset(names)
     rules = {info.name: rule for rule, info in account(tensors, config, str(source)).stored.items()}
-    wanted, done = shapes(config), 0
+    wanted = shapes(config)
 
     def made(info: TensorInfo) -> Tensor:
-        nonlocal done
         stream.release()
-        progress(done)
-        done += info.bytes
         stored, rule = stream.tensor(info), rules.get(info.name)
         if rule is None or changed.isdisjoint(rule.ours):
             return stored
@@ -61,7 +56,6 @@ def rewrite(
 
     items = [Item(info.name, info.shape, DTYPES[info.dtype], lambda info=info: made(info)) for info in tensors.values()]
     write_shards(directory, items, SHARD_BYTES)
-    progress(done)
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ def prune_files(
 
     Args:
         targets: our paths of the matrices to prune.
-        progress: told the bytes written, after each tensor.
+        progress: told how many matrices are done.
 
     Returns:
         A record a matrix: name, shape, sparsity, pattern, and of its weights the share of squares that is gone.
@@ -45,9 +45,10 @@ def prune_files(
         path = name.removesuffix(".weight")
         pruned = _kept(weight, chosen(magnitude(weight), prune.share, prune.among, prune.group))
         records[path] = _record(path, pruned, prune) | {"weights_lost": _lost(weight, pruned)}
+        progress(len(records))
         return pruned
 
-    rewrite(source, directory, config, [f"{path}.weight" for path in targets], change, progress)
+    rewrite(source, directory, config, [f"{path}.weight" for path in targets], change)
     return [records[path] for path in targets]
 
 
@@ -64,7 +65,7 @@ def prune_model(
         model: in eval mode, its parameters writable.
         batches: calibration text, on the model's device.
         targets: paths of the matrices to prune.
-        progress: told how many blocks are done.
+        progress: told how many matrices are done.
 
     Returns:
         A record a matrix: name, shape, sparsity, pattern, and of its outputs on that text the relative squared error.
@@ -86,7 +87,7 @@ def prune_model(
             lost = _error(weight, made, given[name])
             weight.copy_(made)
             records.append(_record(path, weight, prune) | {"output_error": lost})
-        progress(visited.number + 1)
+            progress(len(records))
 
     walk(model, batches, visit)
     order = {path: number for number, path in enumerate(targets)}
