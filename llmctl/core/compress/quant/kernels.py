@@ -1,0 +1,202 @@
+"""Kernels: products with weights that stay packed, of bytes and of four bits, and what each is exact to.
+
+Bytes (oneDNN's product of unsigned activations and signed weights): whole numbers times whole numbers are exact, so
+only what activations lose on their way to whole numbers counts. A byte each loses too much (about 1 % of a product,
+much more beside an outlier), and is what w8a8 asks for. Everything else gives each token two bytes, or three where it
+is float32, as so many rows of one call: the product is bound by reading the weights, so they cost little, and the
+result is nearer to the exact one than bf16 arithmetic is.
+
+Four bits (tinygemm's): activations and scales are bf16, sums float32, the result is rounded to bf16. Numbers of more
+than 4 bits are the sum of two planes of 4.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PARTS = {torch.float32: 3, torch.bfloat16: 2, torch.float16: 2}  # bytes of an activation
+MOST = {2: 127 * 257, 3: 126 * 65793}  # the largest whole number of so many bytes from -128 to 127; in float32 room
+LIFT = {2: 128 * 257 + 0.5, 3: 128 * 65793.0}  # added, it makes all of them positive, and truncation rounding
+TOKENS = 96  # that are multiplied at once: their sums stay in a core's cache
+GROUPS = (256, 128, 64, 32)  # columns that share a scale, in four bits
+
+
+def bytes_are_fast() -> bool:
+    """Whether this CPU multiplies bytes into 32-bit sums that cannot overflow on the way (AVX512-VNNI, AMX)."""
+    return torch.backends.mkldnn.is_available() and bool(torch.cpu._is_vnni_supported())
+
+
+class Bytes:
+    """A matrix of bytes as oneDNN lays it out; not a buffer, since little can be done with one.
+
+    Args:
+        codes: (O, I) int8.
+        scale: (O,), what a unit of each row stands for.
+        zero: (O,) int8, what code of each row stands for 0; None: 0 does.
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor, zero: Tensor | None):
+        self.packed = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
+        self.scale = scale.float().contiguous()
+        self.points = torch.zeros(len(scale), dtype=torch.int64)
+        self.shift = None if zero is None else self.scale * zero.float()  # (O,)
+
+    def __deepcopy__(self, known: dict) -> "Bytes":
+        """Itself: nothing changes it."""
+        return self
+
+    @property
+    def codes(self) -> Tensor:
+        """(O, I) int8, as they were given."""
+        return self.packed.to_dense().t()
+
+    def product(self, x: Tensor, bias: Tensor | None, dynamic: bool) -> Tensor:
+        """x W' + bias, (N, O) in the dtype of x.
+
+        Args:
+            x: (N, I), any float dtype.
+            bias: (O,) or None.
+            dynamic: each token in one byte, rounded as compressed-tensors does it.
+        """
+        multiply = self._of_one_byte if dynamic else self._of_one if len(x) == 1 else self._of_many
+        made = []
+        for rows in x.split(TOKENS):
+            y = multiply(rows)  # float32
+            made.append((y if bias is None else y.add_(bias)).to(x.dtype))
+        return made[0] if len(made) == 1 else torch.cat(made)
+
+    def _of_one_byte(self, x: Tensor) -> Tensor:
+        scale = token_scales(x, 127.5)
+        codes = (x / scale).round_().clamp_(-128, 127)
+        y = self._sums(codes.add_(128).to(torch.uint8), 1.0).mul_(scale)
+        return self._shifted(y, codes.sub_(128).sum(1, dtype=torch.float32).mul_(scale[:, 0]))
+
+    def _of_one(self, x: Tensor) -> Tensor:
+        """The same as `_of_many`, for one token, with as few calls as possible."""
+        parts, largest = PARTS[x.dtype], x.abs().max().item()
+        if largest == 0:
+            return x.new_zeros(1, len(self.scale), dtype=torch.float32)
+        whole = torch.add(_lift(parts), x, alpha=MOST[parts] / largest)  # (1, I) float32
+        rows = whole.to(torch.int32).view(torch.uint8).view(-1, 4).t()[:parts].contiguous()  # (parts, I)
+        y = _joined(self._sums(rows, largest / MOST[parts]))[None]
+        return self._shifted(y, x.sum(1, dtype=torch.float32))
+
+    def _of_many(self, x: Tensor) -> Tensor:
+        parts, largest = PARTS[x.dtype], x.abs().amax(1, True).float()  # (N, 1)
+        unit = torch.where(largest > 0, largest / MOST[parts], 1.0)
+        whole = torch.addcmul(_lift(parts), x.float(), unit.reciprocal()).to(torch.int32)  # (N, I)
+        rows = whole.view(torch.uint8).view(*x.shape, 4)[..., :parts].permute(2, 0, 1).flatten(0, 1)  # (parts N, I)
+        y = _joined(self._sums(rows, 1.0).unflatten(0, (parts, -1))).mul_(unit)
+        return self._shifted(y, x.sum(1, dtype=torch.float32))
+
+    def _sums(self, rows: Tensor, unit: float) -> Tensor:
+        """Products of (N, I) uint8, 128 of which is 0, times `unit` and the weights' scales: (N, O) float32."""
+        return torch.ops.onednn.qlinear_pointwise(
+            rows, unit, 128, self.packed, self.scale, self.points, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+    def _shifted(self, y: Tensor, sums: Tensor) -> Tensor:
+        """y (N, O) less what zero points add to it, given the sums (N,) of each token's activations."""
+        return y if self.shift is None else y.addr_(sums, self.shift, alpha=-1)
+
+
+def token_scales(x: Tensor, steps: float) -> Tensor:
+    """What a unit of each token stands for, (N, 1) in the dtype of x (N, I): as compressed-tensors has it."""
+    scale = x.abs().amax(-1, True) / steps
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+@lru_cache
+def _lift(parts: int) -> Tensor:
+    return torch.tensor([LIFT[parts]])
+
+
+def _joined(parts: Tensor) -> Tensor:
+    """The sum of (parts, ...), each 256 times as much as the one before; in place."""
+    y = parts[-1]
+    for part in reversed(parts[:-1].unbind()):
+        y = torch.add(part, y, alpha=256)
+    return y
+
+
+class Nibbles(NamedTuple):
+    """A matrix (O, I) of whole numbers from -8 to 7 as tinygemm lays it out, with what they stand for.
+
+    Attributes:
+        packed: (O, I / 2) uint8.
+        values: (I / group, O, 2) bf16: a number n of a group stands for n times the first, plus the second.
+        group: columns that share those.
+    """
+
+    packed: Tensor
+    values: Tensor
+    group: int
+
+    @classmethod
+    def of(cls, numbers: Tensor, scale: Tensor, shift: Tensor | None, group: int) -> "Nibbles":
+        """Pack.
+
+        Args:
+            numbers: (O, I) int8, from -8 to 7.
+            scale: (O, I / group).
+            shift: of the same shape, or None: 0.
+        """
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers.int() + 8, 1)
+        shift = torch.zeros_like(scale) if shift is None else shift
+        return cls(packed, torch.stack((scale.t(), shift.t()), -1).bfloat16().contiguous(), group)
+
+    @property
+    def numbers(self) -> Tensor:
+        """(O, I) int8, as they were given."""
+        return _unpacked(self.packed, block_rows()).view(torch.int8) - 8
+
+    def product(self, x: Tensor) -> Tensor:
+        """x W' of (N, I) bf16, (N, O) bf16."""
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, self.group, self.values)
+
+    def dense(self) -> Tensor:
+        """W', (I, O) bf16."""
+        rows, columns, block = len(self.packed), 2 * self.packed.shape[1], block_rows()
+        out = torch.empty(columns, rows, dtype=torch.bfloat16)
+        whole = rows // block * block
+        flat = self.packed.view(-1)
+        bits = flat[: whole * columns // 2].view(-1, columns, block // 2)
+        made = out[:, :whole].unflatten(1, (-1, 2, block // 2)).transpose(0, 1)  # (blocks, I, 2, half a block)
+        made[:, :, 0], made[:, :, 1] = bits & 15, bits >> 4
+        if whole < rows:
+            out[:, whole:] = _tail(flat[whole * columns // 2 :], columns)
+        grouped = out.unflatten(0, (-1, self.group)).sub_(8).mul_(self.values[:, None, :, 0])
+        if bool(self.values[..., 1].any()):
+            grouped.add_(self.values[:, None, :, 1])
+        return out
+
+
+def group_of(columns: int, group: int) -> int | None:
+    """Columns that share a scale in four bits where they share one by `group`s (0: all of a row); None: no number."""
+    return next((size for size in GROUPS if (group or columns) % size == 0), None)
+
+
+@lru_cache
+def block_rows() -> int:
+    """Rows that tinygemm lays out side by side on this CPU; 0: it does so in another way than is known here."""
+    numbers = torch.arange(80 * 32, dtype=torch.int32).view(80, 32) * 7 % 16  # the last 16 rows are no whole block
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1)
+    known = packed.dtype == torch.uint8 and packed.numel() == numbers.numel() // 2
+    return next((size for size in (64, 32) if known and torch.equal(_unpacked(packed, size).int(), numbers)), 0)
+
+
+def _unpacked(packed: Tensor, block: int) -> Tensor:
+    """(O, I) uint8, 0 to 15."""
+    rows, columns = len(packed), 2 * packed.shape[1]
+    whole, flat = rows // block * block, packed.view(-1)
+    bits = flat[: whole * columns // 2].view(-1, columns, block // 2)
+    first = torch.cat((bits & 15, bits >> 4), 2).transpose(1, 2).reshape(whole, columns)
+    return first if whole == rows else torch.cat((first, _tail(flat[whole * columns // 2 :], columns).t()))
+
+
+def _tail(flat: Tensor, columns: int) -> Tensor:
+    """Rows that make no whole block, (I, rows) uint8: two neighbours a byte."""
+    bits = flat.view(columns, -1)
+    return torch.stack((bits & 15, bits >> 4), 2).flatten(1)
