@@ -14,7 +14,7 @@ from llmctl.errors import Exit, UserError
 
 SPACE = "\u2581"
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's kinds of tokens
-LOWEST = -1e9
+LOWEST = -1e4  # times ten thousand it is an int32 still, as one reader has it
 NO_MERGE = "<none> <none>"  # of two that no text begins with: readers want at least one
 
 _DIGIT = r"\p{N}"
@@ -233,13 +233,24 @@ def _unigram(parts: dict, tokens: list[str], kinds: list[int]) -> Pieces:
             keys["tokenizer.ggml.remove_extra_whitespaces"] = True
         elif step["type"] == "Metaspace":
             prefixed = step.get("prepend_scheme", "always") != "never"
-        elif not (step["type"] == "Split" and step["behavior"] == "Isolated"):  # words: seldom more than pieces know
+        elif step["type"] == "Split" and step["behavior"] == "Isolated":
+            notes.append(
+                "llama.cpp does not cut texts into words before it takes the likeliest pieces: here and there, in runs "
+                "of spaces and line ends, the same text has other tokens."
+            )
+        else:
             raise unknown(f"it cuts texts into words by {step['type']}")
-    scores = [0.0] * len(tokens)
+    scores = [LOWEST] * len(tokens)
     for i, (_, score) in enumerate(model["vocab"]):
         scores[i] = score
     unk = None if model.get("unk_id") is None else tokens[model["unk_id"]]
     kinds = _with_bytes(tokens, kinds, unk)
+    if model.get("byte_fallback") and not prefixed and not keys and kinds.count(BYTE) == 256:
+        # Of its two tokenizers of this kind, this one spells bytes; it keeps spaces as they are.
+        plain = [
+            token.replace(SPACE, " ") if kind == NORMAL else token for token, kind in zip(tokens, kinds, strict=True)
+        ]
+        return Pieces("plamo2", plain, kinds, scores=scores, notes=notes)
     if model.get("byte_fallback"):
         notes.append("llama.cpp has the unknown token for characters that no token holds; llmctl spells their bytes.")
     keys["tokenizer.ggml.add_space_prefix"] = prefixed
@@ -271,7 +282,6 @@ def _wordpiece(parts: dict, tokens: list[str], kinds: list[int]) -> Pieces:
     keys = {
         "tokenizer.ggml.normalizer.lowercase": lower,
         "tokenizer.ggml.normalizer.strip_accents": lower if strip is None else bool(strip),
-        "tokenizer.ggml.token_type_count": 1,
     }
     marked = [
         token if kind != NORMAL else token[2:] if token.startswith("##") else SPACE + token

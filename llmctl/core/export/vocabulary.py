@@ -53,6 +53,8 @@ def vocabulary(tokenizer: Tokenizer, config: ModelConfig, generation: dict) -> t
         keys["tokenizer.ggml.merges"] = made.merges
     ends, notes = ({}, []) if config.kind == "encoder" else _ends(tokenizer, config, generation)
     keys |= {**made.keys, **_special(tokenizer, config), **ends}
+    if config.kind == "encoder":
+        keys["tokenizer.ggml.token_type_count"] = max(1, config.token_types)
     if template := own_template(tokenizer):
         keys["tokenizer.chat_template"] = template
     return keys, [*made.notes, *notes]
@@ -83,8 +85,8 @@ def _special(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, object]:
     before, after = tokenizer.frame
     if before:
         found["tokenizer.ggml.bos_token_id"] = before[0]
-    if config.kind == "encoder" and after:
-        found["tokenizer.ggml.seperator_token_id"] = after[-1]
+    if config.kind == "encoder" and after:  # which of the two is put there, the kind of tokenizer decides
+        found |= {f"tokenizer.ggml.{name}_token_id": after[-1] for name in ("seperator", "eos")}
     sep = {"tokenizer.ggml.add_sep_token": bool(after)} if config.kind == "encoder" else {}
     ends = {"tokenizer.ggml.add_eos_token": bool(after)}
     return {**found, **sep, "tokenizer.ggml.add_bos_token": bool(before), **ends}
