@@ -16,6 +16,7 @@ from llmctl.spec.memory import gib
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.peft import is_adapter
 from llmctl.spec.prune import PruneConfig, targets
+from llmctl.spec.recovery import Recovery
 from llmctl.spec.safetensors import read_tensors
 from llmctl.spec.sizes import parameters, shapes
 from llmctl.spec.slim import SlimConfig, slimmed
@@ -29,10 +30,11 @@ def prune(
     single: PruneConfig,
     parts: SlimConfig,
     text: Calibration,
+    recovery: Recovery,
     judging: Judging,
     compute: Compute,
     shown: Shown,
-    seed: Annotated[int, "Of --rank random."] = 0,
+    seed: Annotated[int, "Of --rank random, and of the order of the text of --recover-steps."] = 0,
 ) -> None:
     """Zero the least useful weights of a checkpoint, or cut out whole parts of it.
 
@@ -41,6 +43,9 @@ def prune(
 
     By magnitude tensors are pruned one after another, whatever the size of the model; what looks at --calibration text
     goes block by block, each on what the blocks before it, already pruned, give it.
+
+    With --recover-steps the result is trained on, what was pruned staying so. Ctrl-C and SIGTERM then save the state
+    and end with 75; the same command line goes on from there, and ends with the same weights, bit for bit.
     """
     check_seed(seed)
     source = model_path(model)
@@ -48,12 +53,15 @@ def prune(
     config = read_config(source)
     both, cutting = single.asked or not parts.asked, parts.asked
     _check_text(single if both else None, parts if cutting else None, text)
+    lesson = _lesson(recovery, text, config)
     smaller = slimmed(config, parts).config if cutting else config
     names = targets(smaller, single) if both else []
     size = sum(info.bytes for info in read_tensors(source).values())
-    inputs = [source, *(path for path in (text.calibration, judging.eval) if path is not None)]
-    stages = both + cutting + single.sparse
-    output = Output.plan(written.out, invocation(), inputs, written.force, need=size * stages)
+    inputs = [source, *(path for path in (text.calibration, recovery.recover_data, judging.eval) if path is not None)]
+    need, again = size * (both + cutting + single.sparse), lesson is not None
+    if again:
+        need += 24 * parameters(smaller)  # float32 weights and their moments, and the state before the last
+    output = Output.plan(written.out, invocation(), inputs, written.force, resumable=again, need=need)
     from llmctl.console import Console
 
     console = Console(shown)
@@ -90,11 +98,21 @@ def prune(
                         ".pruned",
                         lambda to: prune_checkpoint(before, to, single, text, place.device, progress.update),
                     )
-            take_out(here, partial)
+            recovered: dict[str, Any] = {}
+            if lesson is None:
+                take_out(here, partial)
+            else:
+                from llmctl.core.train.recover import recover, settle
+                from llmctl.follow import follow
+
+                run = recover(partial, here, source, names, recovery, lesson, place, seed)
+                recovered = {"recovery": follow(run, console)}
+                settle(partial)
             if single.sparse:
                 compact(partial, smaller)
             figures = judged(source, partial, judging, place)
-            output.metrics = figures | _told(layers, single, output.device) | {"layers": layers, "parts": cut}
+            done = {"layers": layers, "parts": cut, **recovered}
+            output.metrics = figures | _told(layers, single, output.device) | done
             for records, title in ((cut, "parts"), (layers, "pruned")):
                 if records and not shown.quiet:
                     console.show(_table(records, title, console))
@@ -135,6 +153,24 @@ def _check_text(single: PruneConfig | None, parts: SlimConfig | None, text: Cali
             "Name one with --calibration, or use --rank weight --no-repair.",
             Exit.USAGE,
         )
+
+
+def _lesson(recovery: Recovery, text: Calibration, config: ModelConfig) -> str | None:
+    """The text to recover on; None: nothing is trained."""
+    if not recovery.recover_steps:
+        return None
+    found = recovery.recover_data or text.calibration
+    if found is None:
+        raise UserError(
+            "--recover-steps trains on text, and there is none.", "Name one with --recover-data.", Exit.USAGE
+        )
+    if not config.lm_head:
+        raise UserError(
+            "--recover-steps trains a model that scores tokens, and this one has no head for that.",
+            "Prune it without, and fine-tune the result: llmctl finetune OUT DATA",
+            Exit.MISMATCH,
+        )
+    return found
 
 
 def _facts(config: ModelConfig, smaller: ModelConfig, single: PruneConfig, names: list[str], size: int) -> dict:

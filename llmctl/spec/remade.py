@@ -28,9 +28,17 @@ def remade(json: dict, before: ModelConfig, config: ModelConfig, dtype: str | No
     if config != before:
         spelled = family_for(config).to_json(config)
         names = [rule.theirs for rule in rules(config)]
-        json = {**json, **spelled}
-        json = json if config_of(json, names) == config else spelled
+        mixed = {**json, **spelled}
+        json = mixed if _says(mixed, names, config) else spelled
     return json if dtype is None else json | {"dtype": SPELLED[NAMED[dtype]], "torch_dtype": SPELLED[NAMED[dtype]]}
+
+
+def _says(json: dict, names: list[str], config: ModelConfig) -> bool:
+    """Whether a config.json says a model; lists of as many layers as another had would not."""
+    try:
+        return config_of(json, names) == config
+    except UserError:
+        return False
 
 
 def check_plain(path: Path, json: dict) -> None:
