@@ -212,7 +212,10 @@ def _chosen(config: ModelConfig, quant: QuantConfig) -> tuple[list[Site], list[s
     ]
     if fused:
         notes.append(f"stored as one matrix and kept as one: {some(fused)}.")
-    return [site for site in chosen if not kept(site)], notes
+    wide = family_read(config).wide if quant.form == "bitsandbytes" else ()
+    if wide:
+        notes.append(f"{', '.join(wide)} of each layer stay as they are, as transformers expects it of bitsandbytes.")
+    return [site for site in chosen if not kept(site) and site.theirs.rpartition(".")[2] not in wide], notes
 
 
 def _grouped(quant: QuantConfig, columns: dict[str, int]) -> tuple[QuantConfig, list[str]]:

@@ -25,6 +25,10 @@ class Family:
         aliases: other names under which a file may hold a tensor again, or instead: alias to the name in `names`.
         settled: flags of ModelConfig that the stored tensors decide: config.json does not always say which heads
             there are.
+        touched: classes of transformers read each matrix's weight as they are made, so that one which is packed has to be
+            dequantized as it is loaded.
+        wide: modules, by the last part of their names, that transformers leaves as they are where it has bitsandbytes
+            quantize the others.
         classifiers: of a model of that config, the fields that a head which labels texts ("sequence") or their tokens
             ("token") changes; a head that no class of transformers has is absent.
     """
@@ -39,6 +43,8 @@ class Family:
     classes: tuple[tuple[str, str], ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
     settled: tuple[str, ...] = ()
+    touched: bool = False
+    wide: tuple[str, ...] = ()
     classifiers: Callable[[ModelConfig], dict[Level, dict[str, object]]] = lambda config: {}
 
     def renaming(self, name: str) -> str:

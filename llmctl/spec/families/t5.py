@@ -204,5 +204,7 @@ FAMILY = Family(
     ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
     aliases={f"{model}{one}": f"{model}shared.weight" for model in ("", "transformer.") for one in _TABLES},
     settled=("tie",),
+    touched=True,
+    wide=("wo",),
     classifiers=_classifiers,
 )
