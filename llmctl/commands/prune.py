@@ -105,7 +105,7 @@ def prune(
                 from llmctl.core.train.recover import recover, settle
                 from llmctl.follow import follow
 
-                run = recover(partial, here, source, names, recovery, lesson, place, seed)
+                run = recover(partial, here, source, recovery, lesson, place, seed)
                 recovered = {"recovery": follow(run, console)}
                 settle(partial)
             if single.sparse:

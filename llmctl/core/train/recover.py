@@ -1,7 +1,6 @@
 """What recovers after pruning: the model that is left, on text or under the model that it was; what went stays away."""
 
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ import torch
 from llmctl.core.checkpoint.carry import carry
 from llmctl.core.checkpoint.directory import Checkpoint, save_checkpoint
 from llmctl.core.checkpoint.write import DTYPES
-from llmctl.core.compress.prune.masks import hold
+from llmctl.core.compress.prune.masks import hold, nonzero
 from llmctl.core.data.old import read_old
 from llmctl.core.device import Place
 from llmctl.core.train.distill import response
@@ -23,16 +22,15 @@ from llmctl.spec.safetensors import main_dtype, read_tensors
 
 
 def recover(
-    directory: Path, start: Path, source: Path, pruned: Iterable[str], recovery: Recovery, text: str, place: Place,
+    directory: Path, start: Path, source: Path, recovery: Recovery, text: str, place: Place,
     seed: int,
 ) -> Run:  # fmt: skip
     """A run ready to go, or to go on from what an interrupted one left in `directory`; it writes the checkpoint there.
 
     Args:
         directory: where it is made; it exists.
-        start: the pruned checkpoint.
+        start: the pruned checkpoint; zeros of its layers' matrices stay zeros, bit for bit.
         source: the checkpoint before pruning.
-        pruned: our paths of the matrices whose zeros stay zeros, bit for bit.
         recovery: how.
         text: to train on: a text, or a directory of tokens, whose held-out part is measured before and after.
         place: device and precision; weights are float32 while they learn, and written in the dtype of `start`.
@@ -41,7 +39,7 @@ def recover(
     checkpoint = Checkpoint.open(start)
     config, tokenizer = checkpoint.config, checkpoint.tokenizer()
     model = checkpoint.model(place.device, torch.float32, writable=True)
-    masks = {path: model.get_submodule(path).weight.detach() != 0 for path in pruned}
+    masks = {path: mask for path, mask in nonzero(model).items() if bool(mask.any())}  # all zeros: not yet learned
     learning = recovery.learning(config.context)
     memory = None if place.device.type == "cpu" else place.total_memory()
     dtype = "fp32" if place.dtype == torch.float32 else "bf16"
