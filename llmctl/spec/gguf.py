@@ -203,6 +203,8 @@ def _notes(config: ModelConfig, context: int) -> list[str]:
         )
     if config.activation == "gelu":
         notes.append("llama.cpp computes gelu by its tanh form, which differs in the fourth digit.")
+    if config.kind == "encoder-decoder":
+        notes.append("llama.cpp runs encoder-decoders from its library (llama_encode), not in its server.")
     if config.kind == "encoder" and (config.lm_head or config.pooler or config.classifier != "none"):
         notes.append("the heads are left out: llama.cpp makes embeddings of such a model.")
     return notes

@@ -105,8 +105,9 @@ def graph_of(config: ModelConfig) -> Graph:
     found = [(misfits(graph, config), graph) for graph in GRAPHS]
     lacking, nearest = min(found, key=lambda pair: len(pair[0]))  # the first of the least
     if lacking:
+        some = lacking[:4] + [f"and {len(lacking) - 4} more"] * (len(lacking) > 4)
         raise UserError(
-            f"llama.cpp computes no such model; the nearest it has is {nearest.name}, but here {'; '.join(lacking)}.",
+            f"llama.cpp computes no such model; the nearest it has is {nearest.name}, but here {'; '.join(some)}.",
             "Use the checkpoint itself: llmctl generate, or transformers.",
             Exit.MISMATCH,
         )
@@ -144,9 +145,13 @@ def misfits(graph: Graph, config: ModelConfig) -> list[str]:
         "the head is not the embedding": graph.head == "tied" and not config.tie and config.lm_head,
         "the head has a bias": config.head_bias and config.kind != "encoder",
         "it has no head that scores tokens": not config.lm_head and config.kind != "encoder",
-        "a T5's gated MLP with relu": config.kind == "encoder-decoder"
-        and (config.activation == "relu") == config.gated,
-        "there are no vectors for kinds of tokens": bool(config.token_types) and config.kind != "encoder",
+        f"its MLP is {'gated' if config.gated else 'plain'}, with {config.activation}": (
+            graph.gated is None and (config.activation == "relu") == config.gated
+        ),
+        f"relative positions share a bucket from {config.relative_distance} on, not from 128": (
+            graph.position == "relative" and config.relative_distance != 128
+        ),
+        "kinds of tokens have vectors": bool(config.token_types) and config.kind != "encoder",
     }
     found = [problem for problem, here in wrong.items() if here]
     for half, here in (("qkv", config.qkv_bias), ("out", config.out_bias), ("mlp", config.mlp_bias)):
@@ -194,10 +199,9 @@ def _turns(graph: Graph, config: ModelConfig) -> list[str]:
         and not (_partial(config) or kind == "longrope"),
         f"rotary positions are scaled by {kind}": not graph.factors
         and (kind == "llama3" or (kind == "longrope" and not graph.lengths) or (kind == "yarn" and not usual)),
-        "layers with a window are not scaled": kind is not None
-        and graph.windows
-        and not graph.local
-        and kind != "linear",
+        f"layers with a window turn as the others, scaled by {kind}": (
+            graph.windows and kind not in (None, "dynamic") and not (kind == "linear" and (local or not graph.local))
+        ),
     }
     return [problem for problem, here in wrong.items() if here]
 

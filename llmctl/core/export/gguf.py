@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Source = Callable[[str], Tensor]
 _VERSION = 2  # of the layouts of blocks
-_MEAN, _CLS = 1, 2
+_MEAN = 1  # how a text's vector is made of its tokens'
 
 
 def export(
@@ -144,8 +144,8 @@ def _turning(plan: GgufPlan, config: ModelConfig) -> dict[str, object]:
         f"{arch}.rope.dimension_count": turning(config),
         f"{arch}.rope.freq_base": float(config.rope_theta),
     }
-    if config.rope_local_theta is not None:
-        keys[f"{arch}.rope.freq_base_swa"] = float(config.rope_local_theta)
+    if graph.local:
+        keys[f"{arch}.rope.freq_base_swa"] = float(config.rope_local_theta or config.rope_theta)
     if scaling is None or scaling.kind == "dynamic":
         return keys
     if scaling.kind == "linear":
