@@ -25,8 +25,8 @@ class Family:
         aliases: other names under which a file may hold a tensor again, or instead: alias to the name in `names`.
         settled: flags of ModelConfig that the stored tensors decide: config.json does not always say which heads
             there are.
-        touched: classes of transformers read each matrix's weight as they are made, so that one which is packed has to be
-            dequantized as it is loaded.
+        touched: classes of transformers read each matrix's weight as they are made, so that one that is packed has to
+            be dequantized as it is loaded.
         wide: modules, by the last part of their names, that transformers leaves as they are where it has bitsandbytes
             quantize the others.
         classifiers: of a model of that config, the fields that a head which labels texts ("sequence") or their tokens
