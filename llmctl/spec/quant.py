@@ -95,7 +95,11 @@ class QuantConfig:
     symmetric: Annotated[
         bool | None, "No zero points, which cost a little and fit better. Default: none, but for hqq."
     ] = None
-    clip: Annotated[Clip, "mse: search the range that rounds best, where outliers are cut off."] = "none"
+    clip: Annotated[
+        Clip | None,
+        "mse: search the range that rounds best, where outliers are cut off; awq has a search of its own. Default: "
+        "mse for gptq, else none.",
+    ] = None
     layout: Annotated[
         Form | None, "How OUT stores it; default: compressed-tensors, for nf4 bitsandbytes. gptq, awq: int4."
     ] = None
@@ -105,6 +109,8 @@ class QuantConfig:
     head: Annotated[bool, "Quantize the head, too, where it is not the embedding's table."] = False
 
     def __post_init__(self) -> None:
+        if self.clip is None:
+            object.__setattr__(self, "clip", "mse" if self.method == "gptq" and self.scheme not in CASTS else "none")
         wrong = [text for text, found in self._wrong() if found]
         if wrong:
             raise UserError("; ".join(wrong) + ".", code=Exit.USAGE)

@@ -1,22 +1,36 @@
 """calibrated: quantize the matrices of a model by what they are given: gptq, awq, smoothquant on one walk."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from llmctl.core.compress.calibrate import Visited, moments, walk
+from llmctl.core.compress.calibrate import Visited, inputs, walk
+from llmctl.core.compress.quant.awq import clipped, search
+from llmctl.core.compress.quant.fold import Fold, Given, fold, matrices, norms
 from llmctl.core.compress.quant.gptq import curve, gptq
-from llmctl.core.compress.quant.grid import Codes, dense
+from llmctl.core.compress.quant.grid import Codes, dense, nearest, quantise
+from llmctl.core.compress.quant.smooth import smoothing
 from llmctl.core.data.batch import Batch
-from llmctl.core.model.layers import Linear
+from llmctl.core.model.layers import Block, Linear
 from llmctl.core.model.transformer import Transformer
 from llmctl.spec.calibration import Rounding
+from llmctl.spec.model import ModelConfig
 from llmctl.spec.quant import Grid, QuantConfig
 
 Record = dict[str, str | float]
 Store = Callable[[str, Codes], None]
 Plain = Callable[[str, Tensor], None]
+Factor = Callable[[Fold, Sequence[tuple[Tensor, Grid]], Given, Rounding, torch.dtype], Tensor]
+
+# Where each method scales channels, in the order in which it does.
+FOLDS: dict[str, Callable[[ModelConfig, Block], list[Fold]]] = {
+    "gptq": lambda config, block: [],
+    "awq": lambda config, block: [*norms(config, block), *matrices(config, block)],
+    "smoothquant": norms,
+}
+# By how much, of the methods that do.
+FACTORS: dict[str, Factor] = {"awq": search, "smoothquant": smoothing}
 
 
 def calibrated(
@@ -32,7 +46,7 @@ def calibrated(
 ) -> list[Record]:
     """Quantize the matrices of all blocks, in the order in which they run, each on what those before it now give it.
 
-    The model becomes what the codes stand for: its parameters are replaced, not written to. Embeddings and heads stay.
+    The model becomes what is stored: its parameters are replaced, not written to. Embeddings and heads stay.
 
     Args:
         model: in eval mode, dense, without adapter or prompt.
@@ -41,58 +55,96 @@ def calibrated(
         store: told the path of each quantized matrix ("decoder.layers.0.attention.q") and its codes.
         plain: told the path of each other parameter that has changed ("decoder.layers.0.mlp_norm.weight"), and it.
         grids: of the matrices to be quantized, by path; those that it lacks stay. None: all in blocks, on quant.grid.
-        dtype: of the scales, as they are stored; None: each weight's own.
+        dtype: of scales, and of what `plain` is told, as they are stored; None: each weight's own.
 
     Returns:
         A record a matrix: `name`; `error`, the mean over tokens of the squared length of (W^ - W) x, where x is what
-        the quantized model gives; `relative`, that over the same of W x.
+        the quantized model gives; `relative`, that over the same of W x. Of scaled matrices W^ is what it is worth
+        before the inputs that are scaled too.
     """
     records: list[Record] = []
 
     def visit(visited: Visited) -> None:
-        chosen = {name: linear for name, linear in visited.linears.items() if _grid(visited, name, quant, grids)}
+        of = {name: quant.grid if grids is None else grids.get(f"{visited.path}.{name}") for name in visited.linears}
+        chosen = {name: grid for name, grid in of.items() if grid is not None}
         if not chosen:
             return
-        seen = moments(visited, chosen)
-        of = {name: _grid(visited, name, quant, grids) for name in chosen}
-        for names in _together({name: (id(seen[name]), of[name]) for name in chosen}):
-            moment, own = seen[names[0]], of[names[0]]
-            whole = torch.cat([chosen[name].weight.detach().float() for name in names])
-            made = gptq(whole, curve(moment, rounding), own, dtype or chosen[names[0]].weight.dtype, quant.clip)
-            rows = [chosen[name].out_features for name in names]
-            for name, *parts in zip(names, *(_split(part, rows) for part in made), strict=True):
-                codes = Codes(*parts)
-                records.append(_keep(f"{visited.path}.{name}", chosen[name], codes, own, moment))
-                store(f"{visited.path}.{name}", codes)
+        linears = {name: visited.linears[name] for name in chosen}
+        stored = dtype or next(iter(linears.values())).weight.dtype
+        seen = given(visited, linears)
+        weights = {name: linear.weight.detach().float() for name, linear in linears.items()}
+        for at in FOLDS[quant.method](model.config, visited.block):
+            if weights.keys() >= {*at.readers, *({at.source} & visited.linears.keys())}:
+                own = [(weights[name], chosen[name]) for name in at.readers]
+                factor = FACTORS[quant.method](at, own, seen[at.readers[0]], rounding, stored)
+                factor, changed = fold(visited.block, at, factor, weights, stored)
+                seen[at.readers[0]].divide(factor)
+                for name, tensor in changed.items():
+                    plain(f"{visited.path}.{name}", tensor)
+        for name, codes in _rounded(chosen, weights, seen, quant, rounding, stored):
+            store(f"{visited.path}.{name}", codes)
+            made = dense(codes, chosen[name], torch.float32, tuple(weights[name].shape))
+            error, whole = (_length(x, seen[name].moment) for x in (made - weights[name], weights[name]))
+            relative = error / whole if whole else 0.0
+            records.append({"name": f"{visited.path}.{name}", "error": error, "relative": relative})
+            linear = linears[name]
+            linear.weight = nn.Parameter(made.to(linear.weight.dtype), requires_grad=False)
 
     walk(model, batches, visit)
     return records
 
 
-def _grid(visited: Visited, name: str, quant: QuantConfig, grids: Mapping[str, Grid] | None) -> Grid | None:
-    return quant.grid if grids is None else grids.get(f"{visited.path}.{name}")
+def given(visited: Visited, linears: Mapping[str, Linear]) -> dict[str, Given]:
+    """What matrices of a block are given, by name; those that are given the same share one."""
+    found: dict[tuple[str, ...], Given] = {}
+    counts: dict[tuple[str, ...], int] = {}
+
+    def take(names: tuple[str, ...], x: Tensor) -> None:
+        x = x.float()
+        if names not in found:
+            width = x.shape[1]
+            found[names] = Given(x.new_zeros(width, width), x.new_zeros(width), x.new_zeros(width))
+        one, size = found[names], x.abs()
+        one.moment.addmm_(x.t(), x, alpha=2.0)
+        one.mean += size.sum(0)
+        torch.maximum(one.largest, size.amax(0), out=one.largest)
+        counts[names] = counts.get(names, 0) + len(x)
+
+    inputs(visited, take, linears)
+    for names, one in found.items():
+        one.moment /= counts[names]
+        one.mean /= counts[names]
+    return {name: one for names, one in found.items() for name in names}
 
 
-def _together(kinds: Mapping[str, Hashable]) -> list[tuple[str, ...]]:
-    """Names of one kind each."""
-    groups: dict[Hashable, list[str]] = {}
-    for name, kind in kinds.items():
-        groups.setdefault(kind, []).append(name)
-    return [tuple(names) for names in groups.values()]
+def _rounded(
+    chosen: Mapping[str, Grid],
+    weights: Mapping[str, Tensor],
+    seen: Mapping[str, Given],
+    quant: QuantConfig,
+    rounding: Rounding,
+    dtype: torch.dtype,
+) -> Iterator[tuple[str, Codes]]:
+    """The codes of matrices by name; those of the same inputs and grid are rounded as one."""
+    together: dict[tuple[int, Grid], list[str]] = {}
+    for name, grid in chosen.items():
+        together.setdefault((id(seen[name]), grid), []).append(name)
+    for (_, grid), names in together.items():
+        weight, moment = torch.cat([weights[name] for name in names]), seen[names[0]].moment
+        fixed = clipped(weight, moment, grid, dtype) if quant.method == "awq" else None
+        if "gptq" in (quant.method, rounding.round):
+            codes = gptq(weight, curve(moment, rounding), grid, dtype, quant.clip, fixed)
+        elif fixed is not None:
+            codes = Codes(nearest(weight, *fixed, grid), *fixed)
+        else:
+            for name in names:
+                yield name, quantise(weights[name], grid, dtype, quant.clip)
+            continue
+        rows = [len(weights[name]) for name in names]
+        parts = ([None] * len(rows) if part is None else part.split(rows) for part in codes)
+        yield from ((name, Codes(*own)) for name, *own in zip(names, *parts, strict=True))
 
 
-def _split(part: Tensor | None, rows: list[int]) -> Sequence[Tensor | None]:
-    return [None] * len(rows) if part is None else part.split(rows)
-
-
-def _keep(path: str, linear: Linear, codes: Codes, grid: Grid, moment: Tensor) -> Record:
-    """Give a matrix the values of its codes, and say how far they are from those that it had."""
-    made = dense(codes, grid, linear.weight.dtype)
-    error, whole = (float(product(x.float(), moment)) for x in (made - linear.weight.detach(), linear.weight.detach()))
-    linear.weight = nn.Parameter(made, requires_grad=False)
-    return {"name": path, "error": error, "relative": error / whole if whole else 0.0}
-
-
-def product(weight: Tensor, moment: Tensor) -> Tensor:
+def _length(weight: Tensor, moment: Tensor) -> float:
     """The mean squared length of W x: weight (O, I) float32; moment (I, I), 2 X X' / N."""
-    return ((weight @ moment) * weight).sum() / 2
+    return float((weight @ moment).mul_(weight).sum()) / 2
