@@ -92,6 +92,10 @@ _llmctl() {
         "distill --schedule") _llmctl_words "cosine wsd linear constant"; return ;;
         "distill --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
         "distill --config") _llmctl_files -f; return ;;
+        "refresh -o"|"refresh --out") _llmctl_files -d; return ;;
+        "refresh --begin") _llmctl_words "start run"; return ;;
+        "refresh --change") :; return ;;
+        "refresh --config") _llmctl_files -f; return ;;
         "lora-merge -o"|"lora-merge --out") _llmctl_files -d; return ;;
         "lora-merge --base"|"lora-merge --config") _llmctl_files -f; return ;;
         "lora-merge --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
@@ -106,11 +110,12 @@ _llmctl() {
         "export --type") _llmctl_words "f32 f16 bf16 q8_0 q6_k q5_1 q5_0 q4_k_m q4_1 q4_0"; return ;;
         "export --name") :; return ;;
         "prune -o"|"prune --out") _llmctl_files -d; return ;;
-        "prune --sparsity"|"prune --keep"|"prune --damp"|"prune --heads"|"prune --ff"|"prune --width"|"prune --layers"|"prune --encoder-layers"|"prune --drop-layers"|"prune --calibration"|"prune --calibration-tokens"|"prune --calibration-row"|"prune --eval"|"prune --eval-tokens"|"prune --speed-tokens"|"prune --fail-under"|"prune --device"|"prune --threads"|"prune --seed") :; return ;;
+        "prune --sparsity"|"prune --keep"|"prune --damp"|"prune --heads"|"prune --ff"|"prune --width"|"prune --layers"|"prune --encoder-layers"|"prune --drop-layers"|"prune --calibration"|"prune --calibration-tokens"|"prune --calibration-row"|"prune --recover-steps"|"prune --recover-data"|"prune --recover-lr"|"prune --recover-batch-tokens"|"prune --recover-block"|"prune --eval"|"prune --eval-tokens"|"prune --speed-tokens"|"prune --fail-under"|"prune --device"|"prune --threads"|"prune --seed") :; return ;;
         "prune --pattern") _llmctl_words "free 2:4 4:8"; return ;;
         "prune --score") _llmctl_words "magnitude wanda sparsegpt"; return ;;
         "prune --per") _llmctl_words "tensor row"; return ;;
         "prune --rank") _llmctl_words "activation loss weight random"; return ;;
+        "prune --recover-by") _llmctl_words "teacher text"; return ;;
         "prune --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
         "prune --config") _llmctl_files -f; return ;;
         "quantize -o"|"quantize --out") _llmctl_files -d; return ;;
@@ -190,10 +195,11 @@ _llmctl() {
         "pretrain") words="-o --out --force --no-force --dry-run --no-dry-run --preset --family --kind --layers --encoder-layers --width --heads --kv-heads --head-dim --ff --context --window --position --attention --head --optimizer --lr --min-lr --muon-lr --schedule --warmup --decay --beta1 --beta2 --adam-eps --weight-decay --clip --recompute --no-recompute --compile --no-compile --steps --epochs --tokens --batch-tokens --block --micro-batch --cross-document --no-cross-document --mask-rate --whole-word --no-whole-word --random-share --keep-share --noise-density --mean-span --denoise-rate --text-infilling --no-text-infilling --sentence-permutation --no-sentence-permutation --token-masking --no-token-masking --token-deletion --no-token-deletion --document-rotation --no-document-rotation --fim-rate --spm-rate --eval-every --eval-tokens --save-every --tensorboard --no-tensorboard --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --from --objective --seed --config -h --help" ;;
         "finetune") words="-o --out --force --no-force --dry-run --no-dry-run --method --rank --alpha --dropout --targets --train --last --lora-plus --virtual-tokens --prompt-text --bottleneck --base-dtype --double-quant --no-double-quant --optimizer --lr --min-lr --muon-lr --schedule --warmup --decay --beta1 --beta2 --adam-eps --weight-decay --clip --recompute --no-recompute --compile --no-compile --steps --epochs --batch-size --micro-tokens --template --map --chat-template --system --train-on --limit --split --eval --max-length --truncate --pack --no-pack --retain --retain-task --mix-pretrain --eval-every --eval-tokens --save-every --tensorboard --no-tensorboard --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --task --problem --seed --config -h --help" ;;
         "distill") words="-o --out --force --no-force --dry-run --no-dry-run --preset --loss --beta --temperature --soft --hard --everywhere --no-everywhere --hidden --hidden-loss --attention --relations --embedding --top-k --tail --cache --text --on-policy --prompt-tokens --new-tokens --sampling --mix --policy-gradient --no-policy-gradient --layers --encoder-layers --take --start --width --heads --kv-heads --ff --optimizer --lr --min-lr --muon-lr --schedule --warmup --decay --beta1 --beta2 --adam-eps --weight-decay --clip --recompute --no-recompute --compile --no-compile --steps --epochs --tokens --batch-tokens --block --micro-batch --eval-every --save-every --tensorboard --no-tensorboard --eval --eval-tokens --speed-tokens --fail-under --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --seed --config -h --help" ;;
+        "refresh") words="-o --out --force --no-force --dry-run --no-dry-run --json --no-json -q --quiet --no-quiet --color --no-color --begin --change --config -h --help" ;;
         "lora-merge") words="-o --out --force --no-force --dry-run --no-dry-run --json --no-json -q --quiet --no-quiet --color --no-color --base --dtype --base-precision --check --no-check --threads --config -h --help" ;;
         "merge") words="-o --out --force --no-force --dry-run --no-dry-run --method --weights --density --t --scale --normalize --no-normalize --seed --json --no-json -q --quiet --no-quiet --color --no-color --base --dtype --threads --config -h --help" ;;
         "export") words="-o --out --type --name --json --no-json -q --quiet --no-quiet --color --no-color --force --no-force --dry-run --no-dry-run --config -h --help" ;;
-        "prune") words="-o --out --force --no-force --dry-run --no-dry-run --sparsity --pattern --score --per --keep --damp --sparse --no-sparse --heads --ff --width --layers --encoder-layers --drop-layers --rank --reverse --no-reverse --repair --no-repair --calibration --calibration-tokens --calibration-row --eval --eval-tokens --speed-tokens --fail-under --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --seed --config -h --help" ;;
+        "prune") words="-o --out --force --no-force --dry-run --no-dry-run --sparsity --pattern --score --per --keep --damp --sparse --no-sparse --heads --ff --width --layers --encoder-layers --drop-layers --rank --reverse --no-reverse --repair --no-repair --calibration --calibration-tokens --calibration-row --recover-steps --recover-data --recover-by --recover-lr --recover-batch-tokens --recover-block --eval --eval-tokens --speed-tokens --fail-under --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --seed --config -h --help" ;;
         "quantize") words="-o --out --force --no-force --dry-run --no-dry-run --scheme --method --group-size --symmetric --no-symmetric --clip --layout --keep --head --no-head --calibration --calibration-tokens --calibration-row --damp --act-order --no-act-order --migration --round --steps --lr --batch-tokens --block --micro-batch --recompute --no-recompute --save-every --eval --eval-tokens --speed-tokens --fail-under --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --seed --config -h --help" ;;
         "prompt") words="--shots --choose --order --instruction --separator --rationale --think --no-think --therefore --seed --json --no-json -q --quiet --no-quiet --color --no-color --template --map --model --max-tokens --fit --no-fit --config -h --help" ;;
         "generate") words="--temperature --top-k --top-p --min-p --repetition-penalty --max-tokens --n --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -p --prompt --format --field --output-field --stop --special --no-special --seed --batch-size --config -h --help" ;;
@@ -213,7 +219,7 @@ _llmctl() {
         return
     fi
     case "$command" in
-        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain finetune distill lora-merge merge export prune quantize prompt generate fill-mask embed classify eval-ppl memcalc inspect attention verify plot completion" ;;
+        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain finetune distill refresh lora-merge merge export prune quantize prompt generate fill-mask embed classify eval-ppl memcalc inspect attention verify plot completion" ;;
         "corpus") _llmctl_words "docs source summaries" ;;
         "train-tokenizer") _llmctl_files -f ;;
         "tokenize") _llmctl_files -f ;;
@@ -221,6 +227,7 @@ _llmctl() {
         "pretrain") _llmctl_files -f ;;
         "finetune") _llmctl_files -f ;;
         "distill") _llmctl_files -f ;;
+        "refresh") _llmctl_files -f ;;
         "lora-merge") _llmctl_files -f ;;
         "merge") _llmctl_files -f ;;
         "export") _llmctl_files -f ;;

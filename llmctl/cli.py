@@ -33,8 +33,9 @@ from llmctl.commands.merge import merge
 from llmctl.commands.plot import plot
 from llmctl.commands.pretrain import pretrain
 from llmctl.commands.prompt import prompt
-from llmctl.commands.quantize import quantize
 from llmctl.commands.prune import prune
+from llmctl.commands.quantize import quantize
+from llmctl.commands.refresh import refresh
 from llmctl.commands.tokenize import tokenize
 from llmctl.commands.train_tokenizer import train_tokenizer
 from llmctl.commands.verify import verify
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": pretrain,
     "finetune": finetune,
     "distill": distill,
+    "refresh": refresh,
     "lora-merge": lora_merge,
     "merge": merge,
     "export": export,

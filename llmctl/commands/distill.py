@@ -84,6 +84,7 @@ def distill(
 
     console = Console(shown)
     if output.up_to_date and not written.dry_run:
+        judging.check(output.metrics.get("ratios", {}))
         console.made(written.out, output.metrics, output.seconds, output.up_to_date)
         return
     tokenizer = _tokenizer(teacher, start, text, min(old.vocab, shape.vocab))

@@ -93,8 +93,9 @@ class DistillPlan:
 
     def __str__(self) -> str:
         facts, train = self.facts(), self.train
+        under = f" under {facts['teacher_parameters']:,}" if self.teacher is not None else ""
         return (
-            f"{facts['parameters']:,} parameters under {facts['teacher_parameters']:,}, {train.steps:,} steps of "
+            f"{facts['parameters']:,} parameters{under}, {train.steps:,} steps of "
             f"{train.rows} x {train.block} tokens = {train.tokens:,} tokens ({facts['epochs']:.2f} epochs), "
             f"{train.micro} rows at a time, about {gib(self.total)} of memory, {facts['flops']:.2e} FLOP"
         )

@@ -177,13 +177,10 @@ def fill(preparing: Preparing, cache: Cache, teacher: Transformer, place: Place)
     config, vocab = preparing.config, cache.key["vocab"]
     aim = Aim(config.loss, config.beta, config.temperature, config.tail, vocab)
     answer = answering(teacher, aim, cache.k, place)
-    heldout = preparing.heldout()
-    done = 0
-    for batch in heldout:
-        if done >= cache.rows["heldout"]:
-            for _ in cache.fill("heldout", [batch], answer):
-                yield cache.rows["train"]
-        done += len(batch.tokens)
+    if cache.rows["heldout"] < sum(len(batch.tokens) for batch in preparing.heldout()):
+        cache.rows["heldout"] = 0
+        for _ in cache.fill("heldout", preparing.heldout(), answer):
+            yield cache.rows["train"]
     yield from cache.fill("train", preparing.missing(cache.rows["train"]), answer)
 
 
