@@ -1,5 +1,6 @@
 """quantize: a checkpoint with its weights in few bits, or in another type."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,10 +65,13 @@ def quantize(
         judging.check(output.metrics.get("ratios", {}))
     else:
         _warn(plan, console)
-        with output as partial:
+        with ThreadPoolExecutor(1) as beside:  # digests are made while torch loads
+            digests = beside.submit(lambda: output.inputs)
             from llmctl.core.device import pick
             from llmctl.judged import judged, show
 
+            digests.result()
+        with output as partial:
             place = pick(compute.device, compute.dtype, compute.threads)
             output.device = str(place.device)
             more, layers = _made(plan, partial, seen, rounding, tuning, data, compute, seed, place, console)

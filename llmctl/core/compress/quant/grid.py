@@ -6,13 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llmctl.core.compress.nf4 import BLOCK as NF4_BLOCK
 from llmctl.core.compress.nf4 import Nf4, pack, unpack
 from llmctl.spec.quant import Clip, Grid
 
 FP8_MOST = 448.0  # of e4m3fn
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # magnitudes of mxfp4; bit 3 of a code is the sign
 BIAS = 127  # of the exponents that mxfp4 stores
-BLOCK = 1 << 20  # weights that are rounded at a time on a CPU: few enough to stay in a cache, enough to be worth a call
+BLOCK = 1 << 18  # weights that are rounded at a time on a CPU: few enough to stay in a cache, enough to be worth a call
 
 
 class Codes(NamedTuple):
@@ -55,11 +56,24 @@ def quantise(weight: Tensor, grid: Grid, dtype: torch.dtype, clip: Clip = "none"
 
 def by_rows(choose: Callable[[Tensor], Codes], weight: Tensor) -> Codes:
     """Codes of a matrix (O, I) whose rows know nothing of each other, some of them at a time."""
-    count = max(1, BLOCK // max(1, weight.shape[1])) if weight.device.type == "cpu" else len(weight)
-    parts = [choose(rows) for rows in weight.split(max(1, count))]
-    if len(parts) == 1:
-        return parts[0]
-    return Codes(*(None if one[0] is None else torch.cat(one) for one in zip(*parts, strict=True)))
+    return _joined([choose(rows) for rows in weight.split(_rows_at_once(weight))])
+
+
+def measured(choose: Callable[[Tensor], Codes], weight: Tensor, grid: Grid) -> tuple[Codes, float]:
+    """What a choice of codes makes of a matrix (O, I), as `by_rows` has it, and its error: |W^ - W|^2 over |W|^2.
+
+    Args:
+        choose: told some rows, float32.
+    """
+    parts, wrong, whole = [], 0.0, 0.0
+    for rows in weight.split(_rows_at_once(weight)):
+        rows = rows.float()
+        parts.append(choose(rows))
+        off = dense(parts[-1], grid, torch.float32, tuple(rows.shape)).sub_(rows).view(-1)
+        wrong += float(off @ off)
+        flat = rows.reshape(-1)
+        whole += float(flat @ flat)
+    return _joined(parts), wrong / whole if whole else wrong
 
 
 def scales(weight: Tensor, grid: Grid, dtype: torch.dtype, clip: Clip = "none") -> tuple[Tensor, Tensor | None]:
@@ -94,24 +108,17 @@ def fake(weight: Tensor, grid: Grid, dtype: torch.dtype, clip: Clip = "none") ->
     return dense(quantise(weight, grid, dtype, clip), grid, weight.dtype, tuple(weight.shape))
 
 
-def relative(weight: Tensor, codes: Codes, grid: Grid) -> float:
-    """|W^ - W|^2 over |W|^2 of a matrix (O, I) and its codes."""
-    if grid.kind == "nf4":
-        pairs = [(weight.float(), dense(codes, grid, torch.float32, tuple(weight.shape)))]
-    else:
-        rows = max(1, BLOCK // weight.shape[1]) if weight.device.type == "cpu" else len(weight)
-        pieces = [[None] * len(weight) if part is None else part.split(rows) for part in codes]
-        pairs = (
-            (part.float(), dense(Codes(*some), grid, torch.float32))
-            for part, *some in zip(weight.split(rows), *pieces, strict=False)
-        )
-    wrong = whole = 0.0
-    for part, made in pairs:
-        flat = part.reshape(-1)
-        whole += float(flat @ flat)
-        off = made.sub_(part).view(-1)
-        wrong += float(off @ off)
-    return wrong / whole if whole else 0.0
+def _rows_at_once(weight: Tensor) -> int:
+    """Rows of a matrix that are rounded at a time; of such that nf4's blocks of 64 weights end with them."""
+    if weight.device.type != "cpu":
+        return max(1, len(weight))
+    return max(NF4_BLOCK, BLOCK // max(1, weight.shape[1]) // NF4_BLOCK * NF4_BLOCK)
+
+
+def _joined(parts: list[Codes]) -> Codes:
+    if len(parts) == 1:
+        return parts[0]
+    return Codes(*(None if one[0] is None else torch.cat(one) for one in zip(*parts, strict=True)))
 
 
 def _scales(groups: Tensor, grid: Grid, dtype: torch.dtype, clip: Clip) -> tuple[Tensor, Tensor | None]:

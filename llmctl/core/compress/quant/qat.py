@@ -13,7 +13,7 @@ from llmctl.core.checkpoint.directory import Checkpoint
 from llmctl.core.checkpoint.quantized import QuantWriter
 from llmctl.core.checkpoint.write import DTYPES
 from llmctl.core.compress.judge import texts
-from llmctl.core.compress.quant.grid import FP8_MOST, Codes, fake, quantise, relative
+from llmctl.core.compress.quant.grid import FP8_MOST, Codes, fake, measured, quantise
 from llmctl.core.data.old import read_old
 from llmctl.core.device import Place
 from llmctl.core.model.layers import Linear
@@ -55,7 +55,11 @@ class RoundedLinear(Linear):
 
     def codes(self) -> Codes:
         """What it would be exported as."""
-        return quantise(self.weight.detach(), self.grid, self.dtype, self.clip)
+        return self.nearest(self.weight.detach())
+
+    def nearest(self, weight: Tensor) -> Codes:
+        """What another weight, or rows of it, would be exported as."""
+        return quantise(weight, self.grid, self.dtype, self.clip)
 
     def plain(self, x: Tensor) -> Tensor:
         """The product, whatever the adapter."""
@@ -132,5 +136,5 @@ def records(model: Transformer, plan: QuantPlan) -> list[dict[str, Any]]:
     found = []
     for name, matrix in plan.matrices.items():
         module = model.get_submodule(name)
-        found.append(matrix.record(relative(module.weight.detach(), module.codes(), module.grid)))
+        found.append(matrix.record(measured(module.nearest, module.weight.detach(), module.grid)[1]))
     return found

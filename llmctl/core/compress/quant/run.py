@@ -18,7 +18,7 @@ from llmctl.core.checkpoint.stream import Stream, threaded
 from llmctl.core.checkpoint.write import DTYPES, Item, write_shards
 from llmctl.core.compress.judge import texts
 from llmctl.core.compress.quant.calibrated import calibrated
-from llmctl.core.compress.quant.grid import Codes, quantise, relative
+from llmctl.core.compress.quant.grid import Codes, measured, quantise
 from llmctl.core.compress.quant.hqq import hqq
 from llmctl.errors import Exit, UserError
 from llmctl.spec.calibration import Calibration, Rounding
@@ -162,8 +162,8 @@ def _measured(choose: Choose, name: str, weight: Tensor, plan: QuantPlan) -> tup
     Raises:
         UserError: a weight is not a finite number.
     """
-    codes = choose(weight, plan.quant.grid, DTYPES[plan.matrices[name].dtype], plan.quant.clip)
-    error = relative(weight, codes, plan.quant.grid)
+    quant, dtype = plan.quant, DTYPES[plan.matrices[name].dtype]
+    codes, error = measured(lambda rows: choose(rows, quant.grid, dtype, quant.clip), weight, quant.grid)
     if not isfinite(error):
         raise UserError(f"{name} of {plan.source} holds numbers that are not finite.", code=Exit.MISMATCH)
     return codes, error
