@@ -11,6 +11,7 @@ from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, Written, expand, invocation, model_path
 from llmctl.spec.adapt import AdaptConfig
 from llmctl.spec.families import fitted, read_config
+from llmctl.spec.gradual import Gradual
 from llmctl.spec.layout import Output
 from llmctl.spec.memory import gib
 from llmctl.spec.model import ModelConfig, Problem
@@ -41,6 +42,7 @@ def finetune(
     tune: TuneConfig,
     sets: Sets,
     keeping: Keeping,
+    gradual: Gradual,
     watch: Watch,
     compute: Compute,
     shown: Shown,
@@ -108,6 +110,7 @@ def finetune(
         )  # fmt: skip
 
     if written.dry_run:
+        gradual.check(planned(compute.dtype, None).steps, start, whole)
         facts = planned(compute.dtype, None).facts() | lessons.counts
         facts |= {"task": lessons.task, "path": str(written.out), "up_to_date": output.up_to_date}
         console.report(facts, None if shown.json else console.table(f"{written.out}", ("", ""), _lines(facts)))
@@ -123,6 +126,7 @@ def finetune(
             "fp32" if str(place.dtype) == "torch.float32" else "bf16",
             None if place.device.type == "cpu" else place.total_memory(),
         )
+        gradual.check(plan.steps, start, whole)
         _say(console, plan, lessons, layout, tokenizer)
         if whole and fitted(config).model_type == "llmctl":
             console.warn("no Hugging Face family has this shape; only llmctl opens the checkpoint.")
@@ -132,9 +136,16 @@ def finetune(
         )
         if watch.tensorboard:
             run.sinks.append(TensorBoard(partial / "tensorboard"))
+        if gradual.asked:
+            from llmctl.core.compress.prune.gradual import prune_gradually, zeros
+
+            prune_gradually(run, run.model, gradual)
         output.device = str(place.device)
         facts = {"task": lessons.task, "trained_parameters": plan.trained, "parameters": plan.total}
         output.metrics = facts | lessons.counts | follow(run, console)
+        if gradual.asked:
+            output.metrics["sparsity"] = zeros(run.model)
+            console.say(f"{output.metrics['sparsity']:.2%} of the weights of the layers' matrices are zero.")
     console.made(written.out, output.metrics, output.seconds, output.up_to_date)
 
 

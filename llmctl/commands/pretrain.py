@@ -9,6 +9,7 @@ import typer
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, Written, expand, invocation, model_path
 from llmctl.spec.families import fitted, read_config
+from llmctl.spec.gradual import Gradual
 from llmctl.spec.layout import Output
 from llmctl.spec.memory import gib
 from llmctl.spec.model import ModelConfig
@@ -26,6 +27,7 @@ def pretrain(
     shape: Shape,
     config: TrainConfig,
     noise: NoiseConfig,
+    gradual: Gradual,
     watch: Watch,
     compute: Compute,
     shown: Shown,
@@ -68,6 +70,7 @@ def pretrain(
             )
     learning = {"objective": objective, "noise": noise}
     plan = TrainPlan.of(model, config, corpus, "fp32" if compute.dtype == "fp32" else "bf16", **learning)
+    gradual.check(plan.steps, start)
     inputs = [data, *([start] if start else [])]
     weights = 4 * plan.facts()["parameters"]
     need = weights + 2 * (weights + plan.memory.optimizer)  # the best model, a state and the one before it
@@ -96,8 +99,15 @@ def pretrain(
             run = prepare(partial, Tokens.open(data), start, plan, config, watch, place, objective, noise, seed)
             if watch.tensorboard:
                 run.sinks.append(TensorBoard(partial / "tensorboard"))
+            if gradual.asked:
+                from llmctl.core.compress.prune.gradual import prune_gradually, zeros
+
+                prune_gradually(run, run.model, gradual)
             output.device = str(place.device)
             output.metrics = follow(run, console)
+            if gradual.asked:
+                output.metrics["sparsity"] = zeros(run.model)
+                console.say(f"{output.metrics['sparsity']:.2%} of the weights of the layers' matrices are zero.")
     console.made(written.out, output.metrics, output.seconds, output.up_to_date)
 
 

@@ -1,6 +1,7 @@
 """Gradual: pruning while a model trains, and pruned weights that stay so."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from llmctl.errors import Exit, UserError
@@ -52,6 +53,29 @@ class Gradual:
     def asked(self) -> bool:
         """Whether weights are pruned, or kept so."""
         return self.prune_to is not None or self.keep_zeros
+
+    def check(self, steps: int, start: Path | None, whole: bool = True) -> None:
+        """That it can be done in a run of so many steps.
+
+        Args:
+            start: the checkpoint that it begins with; None: fresh weights.
+            whole: the run trains the model itself, no adapter.
+
+        Raises:
+            UserError: it cannot.
+        """
+        if not self.asked:
+            return
+        flag = "--prune-to" if self.prune_to is not None else "--keep-zeros"
+        if not whole:
+            raise UserError(
+                f"{flag} is about a model's own weights, which an adapter leaves as they are.",
+                "Use --method full, or prune after lora-merge.",
+                Exit.USAGE,
+            )
+        if self.keep_zeros and start is None:
+            raise UserError("--keep-zeros needs a checkpoint that has zeros.", "Name it with --from.", Exit.USAGE)
+        self.span(steps)
 
     def span(self, steps: int) -> tuple[int, int]:
         """The step after which the share grows, and that at which it is reached, of a run of so many.

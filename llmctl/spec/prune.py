@@ -83,6 +83,11 @@ class PruneConfig:
         return self.score in CALIBRATED
 
     @property
+    def mends(self) -> bool:
+        """Whether weights that stay make up for those that go."""
+        return self.score == "sparsegpt"
+
+    @property
     def group(self) -> tuple[int, int] | None:
         """Zeros, and the run of a row that they are in; None: they may be anywhere."""
         return GROUPS.get(self.pattern or "free")

@@ -85,6 +85,7 @@ class Run:
         probes: further data to measure before the first step and after the last, by the name of their figures.
         after: as for `train`.
         beside: tensors that `after` goes on from: saved with the state, and on resuming filled in place.
+        settled: the step from which the model is what it is to be, so that one may be called the best.
         eval_every: steps between evaluations; there is one before the first step and one after the last, too.
         save_every: seconds between states written to disk.
         write: writes the model as a checkpoint into a directory.
@@ -113,6 +114,7 @@ class Run:
     probes: dict[str, Probe] = field(default_factory=dict)
     after: Callable[[int], None] | None = None
     beside: dict[str, torch.Tensor] = field(default_factory=dict)
+    settled: int = 0
 
     def __post_init__(self) -> None:
         self.done = 0  # steps taken
@@ -186,8 +188,8 @@ class Run:
 
     @property
     def best(self) -> Evaluation | None:
-        """The evaluation with the lowest loss."""
-        known = [evaluation for evaluation in self.evaluations if evaluation.loss is not None]
+        """The evaluation with the lowest loss, of those from `settled` on."""
+        known = [one for one in self.evaluations if one.loss is not None and one.step >= self.settled]
         return min(known, key=lambda evaluation: evaluation.loss, default=None)
 
     def finish(self) -> None:
@@ -224,7 +226,7 @@ class Run:
             return None
         mean = measures.pop("heldout_loss", None)
         bits = mean / math.log(2) / self.bytes_per_token if self.bytes_per_token and mean is not None else None
-        best = mean is not None and (self.best is None or mean < self.best.loss)
+        best = mean is not None and self.done >= self.settled and (self.best is None or mean < self.best.loss)
         made = Evaluation(self.done, mean, bits, best, measures)
         self.seconds += time.perf_counter() - start
         self.evaluations.append(made)

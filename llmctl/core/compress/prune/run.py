@@ -1,24 +1,25 @@
 """What `prune` does to single weights: of the files one by one, or of a model block by block on calibration text."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmctl.core.compress.calibrate import Visited, moments, walk
+from llmctl.core.compress.calibrate import Visited, walk
 from llmctl.core.compress.prune.files import rewrite
 from llmctl.core.compress.prune.masks import chosen, magnitude, wanda
-from llmctl.core.compress.prune.sparsegpt import sparsegpt
+from llmctl.core.compress.prune.sparsegpt import corrected, refit, sparsegpt
+from llmctl.core.compress.prune.turns import AtOnce, Given, InTurn
 from llmctl.core.data.batch import Batch
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import UserError
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.prune import PruneConfig, Score
 
-# (O, I) weights, what they are given (2 X X' / N, (I, I)), which, how; to (O, I) with zeros.
-Pruner = Callable[[Tensor, Tensor, PruneConfig], Tensor]
+# (O, I) weights, what they are given, how; to (O, I) with zeros.
+Pruner = Callable[[Tensor, Given, PruneConfig], Tensor]
 PIECE = 1 << 20  # weights whose squares are summed at a time
 
 
@@ -71,40 +72,43 @@ def prune_model(
         A record a matrix: name, shape, sparsity, pattern, and of its outputs on that text the relative squared error.
     """
     wanted, records = set(targets), []
+    turns = InTurn() if prune.mends else AtOnce()
 
     def visit(visited: Visited) -> None:
         paths = {name: f"{visited.path}.{name}" for name in visited.linears}
         linears = {name: linear for name, linear in visited.linears.items() if paths[name] in wanted}
-        given: Mapping[str, Tensor] = moments(visited, linears) if linears else {}
-        for name, linear in linears.items():
-            weight, path = linear.weight, paths[name]
-            try:
-                made = PRUNERS[prune.score](weight, given[name], prune).to(weight.dtype)
-            except ValueError as error:
-                raise UserError(
-                    f"{path} cannot be pruned: {error}.", "Look for NaN: llmctl verify MODEL --values."
-                ) from error
-            lost = _error(weight, made, given[name])
-            weight.copy_(made)
-            records.append(_record(path, weight, prune) | {"output_error": lost})
-            progress(len(records))
+        for turn in turns(visited, linears):
+            for name, given in turn.items():
+                weight, path = linears[name].weight, paths[name]
+                try:
+                    made = PRUNERS[prune.score](weight, given, prune).to(weight.dtype)
+                except ValueError as error:
+                    raise UserError(
+                        f"{path} cannot be pruned: {error}.", "Look for NaN: llmctl verify MODEL --values."
+                    ) from error
+                lost = _error(weight, made, given.moment)
+                weight.copy_(made)
+                records.append(_record(path, weight, prune) | {"output_error": lost})
+                progress(len(records))
 
     walk(model, batches, visit)
     order = {path: number for number, path in enumerate(targets)}
     return sorted(records, key=lambda record: order[record["name"]])
 
 
-def _by_magnitude(weight: Tensor, moment: Tensor, prune: PruneConfig) -> Tensor:
+def _by_magnitude(weight: Tensor, given: Given, prune: PruneConfig) -> Tensor:
     return _kept(weight, chosen(magnitude(weight), prune.share, prune.among, prune.group))
 
 
-def _by_wanda(weight: Tensor, moment: Tensor, prune: PruneConfig) -> Tensor:
-    scores = wanda(weight, moment.diagonal().sqrt())
+def _by_wanda(weight: Tensor, given: Given, prune: PruneConfig) -> Tensor:
+    scores = wanda(weight, given.moment.diagonal().sqrt())
     return _kept(weight, chosen(scores, prune.share, prune.among, prune.group))
 
 
-def _by_sparsegpt(weight: Tensor, moment: Tensor, prune: PruneConfig) -> Tensor:
-    return sparsegpt(weight, moment, prune.share, prune.among, prune.group, prune.damp)
+def _by_sparsegpt(weight: Tensor, given: Given, prune: PruneConfig) -> Tensor:
+    target = corrected(weight, given.moment, given.cross, prune.damp)
+    pruned = sparsegpt(target, given.moment, prune.share, prune.among, prune.group, prune.damp)
+    return refit(target, pruned, given.moment, prune.damp)
 
 
 PRUNERS: dict[Score, Pruner] = {"magnitude": _by_magnitude, "wanda": _by_wanda, "sparsegpt": _by_sparsegpt}

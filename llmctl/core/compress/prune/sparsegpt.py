@@ -95,3 +95,59 @@ def _kept(scores: Tensor, share: float, per: Per, start: int, end: int) -> Tenso
     zeros = math.floor(share * size * end) - math.floor(share * size * start)
     exact = (zeros + 0.5) / (size * columns) if zeros else 0.0  # a share whose floor it is, whatever the rounding
     return chosen(scores.float(), exact, per)
+
+
+def corrected(weight: Tensor, moment: Tensor, cross: Tensor, damp: float) -> Tensor:
+    """The matrix (O, I) float32 that makes of its inputs in the pruned model what `weight` makes of the unpruned ones.
+
+    The T with the least |W Y - T X|^2 + d |W - T|^2: where the two inputs are the same, W itself.
+
+    Args:
+        moment: 2 X X' / N.
+        cross: 2 Y X' / N.
+        damp: d, as a share of the mean of the moment's diagonal.
+    """
+    weight = weight.float()
+    root = inverse_root(moment, damp)
+    return weight + (weight @ (cross - moment)) @ root.t() @ root
+
+
+def refit(target: Tensor, pruned: Tensor, moment: Tensor, damp: float, steps: int = 10) -> Tensor:
+    """The weights that are not zero once more, now all together: those with the least error of outputs.
+
+    SparseGPT lets a column's error go to the columns after it alone. These are steps of conjugate gradients, in all
+    rows at a time, towards the least |(T - P) X|^2 + d |T - P|^2 that its zeros allow; ten come within 1 % of it.
+
+    Args:
+        target: T, (O, I) float32, what it should be like.
+        pruned: P, (O, I) float32, to begin with.
+        moment: 2 X X' / N, (I, I) float32.
+        damp: d, as a share of the mean of the moment's diagonal.
+
+    Returns:
+        (O, I) float32, zero where `pruned` is.
+
+    Source: Hestenes & Stiefel, 1952, with the diagonal as preconditioner; for pruned layers Meng et al.,
+    arXiv:2406.07831, section 3.2.
+    """
+    mask = pruned != 0
+    ridge = damp * moment.diagonal().mean()
+    scale = 1 / (moment.diagonal() + ridge).clamp(min=torch.finfo(moment.dtype).tiny)  # (I,)
+
+    def forces(matrix: Tensor) -> Tensor:
+        return (matrix @ moment + ridge * matrix).mul_(mask)
+
+    left = forces(target - pruned)  # what is still to be gained, (O, I)
+    way = left * scale
+    gain = (left * way).sum(1, keepdim=True)  # (O, 1)
+    for _ in range(steps):
+        pull = forces(way)
+        length = gain / (way * pull).sum(1, keepdim=True)
+        length = length.nan_to_num(0.0, 0.0, 0.0)  # a row that is as good as can be
+        pruned = pruned + length * way
+        left = left - length * pull
+        straight = left * scale
+        more = (left * straight).sum(1, keepdim=True)
+        way = straight + (more / gain).nan_to_num(0.0, 0.0, 0.0) * way
+        gain = more
+    return pruned
