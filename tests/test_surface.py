@@ -26,6 +26,7 @@ MISSING = {
     "merge": ["missing", "-o", "out"],
     "prune": ["missing", "-o", "out"],
     "quantize": ["missing", "-o", "out"],
+    "export": ["missing", "-o", "out.gguf"],
     "prompt": ["missing.jsonl"],
     "generate": ["missing", "-p", "a"],
     "fill-mask": ["missing", "-p", "a"],

@@ -50,7 +50,9 @@ INSTEAD: dict[TensorType, TensorType] = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 class ExportConfig:
     """File."""
 
-    type: Annotated[FileType, "Type of the matrices; vectors stay float32, and what scores tokens has 6 bits or more."]
+    type: Annotated[
+        FileType, "Type of the matrices; vectors stay float32, and what scores tokens has 6 bits or more."
+    ] = "f16"
     name: Annotated[str | None, "What the file calls the model (general.name)."] = None
 
 
