@@ -176,17 +176,18 @@ def renumbered(config: ModelConfig, layers: dict[str, tuple[int, ...]]) -> Model
 
 def alike(config: ModelConfig, heads: int) -> tuple[int, ...] | None:
     """The heads of ALiBi whose slopes are those of a model with fewer heads, in its order, by the number of what they
-    share keys and values with; None: there are none, or they share them with others.
+    share keys and values with; None: some of those that share would go alone.
+
+    There are always such heads: the series of fewer is every other slope, or a beginning, of the series of more.
 
     Source: the series is that of `core.model.position.alibi_slopes`.
     """
     old, new = _slopes(config.heads), _slopes(heads)
-    if not set(new) <= set(old):
-        return None
     group = config.heads // config.kv_heads
-    first = [old.index(slope) for slope in new[::group]]
-    kept = [head + i for head in first for i in range(group)]
-    return tuple(head // group for head in first) if kept == [old.index(slope) for slope in new] else None
+    kept = [old.index(slope) for slope in new]
+    shared = [kept[i : i + group] for i in range(0, heads, group)]
+    whole = all(one == list(range(one[0], one[0] + group)) and one[0] % group == 0 for one in shared)
+    return tuple(one[0] // group for one in shared) if whole else None
 
 
 def _slopes(heads: int) -> list[float]:
@@ -268,9 +269,9 @@ def _theirs(config: ModelConfig) -> bool:
 def _check_positions(config: ModelConfig, made: ModelConfig) -> None:
     if config.position == "alibi" and made.heads != config.heads and alike(config, made.heads) is None:
         raise UserError(
-            f"ALiBi gives each head a slope that follows from their number: of {config.heads} heads, no {made.heads} "
-            "have those of a model with so many.",
-            "Half of them may do, or a quarter.",
+            f"ALiBi gives each head a slope that follows from their number; to get {made.heads} of {config.heads} heads "
+            "as they are, some of those that share keys and values would have to go alone.",
+            "Leave --heads out.",
             Exit.MISMATCH,
         )
     if config.position == "sinusoidal" and made.width != config.width:
