@@ -269,7 +269,7 @@ def _theirs(config: ModelConfig) -> bool:
 def _check_positions(config: ModelConfig, made: ModelConfig) -> None:
     if config.position == "alibi" and made.heads != config.heads and alike(config, made.heads) is None:
         raise UserError(
-            f"ALiBi gives each head a slope that follows from their number; to get {made.heads} of {config.heads} heads "
+            f"ALiBi gives heads slopes that follow from their number; to get {made.heads} of {config.heads} heads "
             "as they are, some of those that share keys and values would have to go alone.",
             "Leave --heads out.",
             Exit.MISMATCH,
