@@ -94,6 +94,10 @@ class QuantWriter:
         for suffix, name, _, _ in matrix.tensors:
             self._shards.put(name, made[suffix])
 
+    def plain_dtype(self, ours: str) -> torch.dtype:
+        """In which a tensor that is not quantized is stored."""
+        return next(DTYPES[info.dtype] for rule, info in self._plain.values() if ours in rule.ours)
+
     def plain(self, ours: str, tensor: Tensor) -> None:
         """Replace a tensor that is not quantized, such as a norm's: "decoder.layers.0.attention_norm.weight".
 
@@ -135,7 +139,7 @@ class QuantWriter:
             return stored
         rows = [self._shapes[name][0] for name in rule.ours]
         parts = split(rule, stored, rows, self.files.config.heads)
-        parts = [self._changed.get(name, part) for name, part in zip(rule.ours, parts, strict=True)]
+        parts = [self._changed.get(name, part).to(part) for name, part in zip(rule.ours, parts, strict=True)]
         return join(rule, parts, self.files.config.heads)
 
     def _joined(self, matrix: Matrix, parts: list[Codes]) -> Codes:

@@ -1,6 +1,8 @@
 """calibrated: quantize the matrices of a model by what they are given: gptq, awq, smoothquant on one walk."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from llmctl.core.compress.quant.smooth import smoothing
 from llmctl.core.data.batch import Batch
 from llmctl.core.model.layers import Block, Linear
 from llmctl.core.model.transformer import Transformer
+from llmctl.errors import Exit, UserError
 from llmctl.spec.calibration import Rounding
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.quant import Grid, QuantConfig
@@ -43,9 +46,12 @@ def calibrated(
     grids: Mapping[str, Grid] | None = None,
     rounding: Rounding = Rounding(),
     dtype: torch.dtype | None = None,
+    kept: Callable[[str], torch.dtype] | None = None,
 ) -> list[Record]:
     """Quantize the matrices of all blocks, in the order in which they run, each on what those before it now give it.
 
+    Matrices of one block are looked at together: one after another ("true sequential") moved KL by 0.99 to 1.03 times,
+    and takes two to three times as long.
     The model becomes what is stored: its parameters are replaced, not written to. Embeddings and heads stay.
 
     Args:
@@ -55,13 +61,20 @@ def calibrated(
         store: told the path of each quantized matrix ("decoder.layers.0.attention.q") and its codes.
         plain: told the path of each other parameter that has changed ("decoder.layers.0.mlp_norm.weight"), and it.
         grids: of the matrices to be quantized, by path; those that it lacks stay. None: all in blocks, on quant.grid.
-        dtype: of scales, and of what `plain` is told, as they are stored; None: each weight's own.
+        dtype: of scales, as they are stored; None: each weight's own.
+        kept: tells of norms and biases in which dtype they are stored, by path; None: each in its own.
 
     Returns:
         A record a matrix: `name`; `error`, the mean over tokens of the squared length of (W^ - W) x, where x is what
         the quantized model gives; `relative`, that over the same of W x. Of scaled matrices W^ is what it is worth
         before the inputs that are scaled too.
+
+    Raises:
+        UserError: weights, or what they are given, are not finite; --round gptq of a grid that it does not round to.
     """
+    grid = quant.grid
+    if rounding.round == "gptq" and grid is not None and grid.kind == "nf4":
+        raise UserError("--round gptq does not fit --scheme nf4.", "Use --round nearest.", Exit.USAGE)
     records: list[Record] = []
 
     def visit(visited: Visited) -> None:
@@ -77,7 +90,7 @@ def calibrated(
             if weights.keys() >= {*at.readers, *({at.source} & visited.linears.keys())}:
                 own = [(weights[name], chosen[name]) for name in at.readers]
                 factor = FACTORS[quant.method](at, own, seen[at.readers[0]], rounding, stored)
-                factor, changed = fold(visited.block, at, factor, weights, stored)
+                factor, changed = fold(visited.block, at, factor, weights, partial(_kept, visited, kept))
                 seen[at.readers[0]].divide(factor)
                 for name, tensor in changed.items():
                     plain(f"{visited.path}.{name}", tensor)
@@ -85,6 +98,8 @@ def calibrated(
             store(f"{visited.path}.{name}", codes)
             made = dense(codes, chosen[name], torch.float32, tuple(weights[name].shape))
             error, whole = (_length(x, seen[name].moment) for x in (made - weights[name], weights[name]))
+            if not isfinite(error):
+                raise UserError(f"{visited.path}.{name} holds numbers that are not finite.", code=Exit.MISMATCH)
             relative = error / whole if whole else 0.0
             records.append({"name": f"{visited.path}.{name}", "error": error, "relative": relative})
             linear = linears[name]
@@ -94,8 +109,17 @@ def calibrated(
     return records
 
 
+def _kept(visited: Visited, kept: Callable[[str], torch.dtype] | None, name: str) -> torch.dtype:
+    """In which dtype a parameter of a block is stored."""
+    return visited.block.get_parameter(name).dtype if kept is None else kept(f"{visited.path}.{name}")
+
+
 def given(visited: Visited, linears: Mapping[str, Linear]) -> dict[str, Given]:
-    """What matrices of a block are given, by name; those that are given the same share one."""
+    """What matrices of a block are given, by name; those that are given the same share one.
+
+    Raises:
+        UserError: it is not finite.
+    """
     found: dict[tuple[str, ...], Given] = {}
     counts: dict[tuple[str, ...], int] = {}
 
@@ -112,8 +136,12 @@ def given(visited: Visited, linears: Mapping[str, Linear]) -> dict[str, Given]:
 
     inputs(visited, take, linears)
     for names, one in found.items():
-        one.moment /= counts[names]
-        one.mean /= counts[names]
+        one.moment /= max(1, counts[names])
+        one.mean /= max(1, counts[names])
+        if not one.moment.isfinite().all():
+            raise UserError(
+                f"What {visited.path}.{names[0]} is given is not finite.", "Use --dtype fp32.", Exit.MISMATCH
+            )
     return {name: one for names, one in found.items() for name in names}
 
 

@@ -1,5 +1,6 @@
 """fold: inputs of matrices made smaller channel by channel where they arise, and weights larger; the model stays."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -78,35 +79,36 @@ def matrices(config: ModelConfig, block: Block) -> list[Fold]:
 
 
 def fold(
-    block: Block, at: Fold, scale: Tensor, weights: dict[str, Tensor], dtype: torch.dtype
+    block: Block, at: Fold, scale: Tensor, weights: dict[str, Tensor], kept: Callable[[str], torch.dtype]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Divide the channels at one place of a block by (I,) float32, and multiply the columns that meet them.
 
-    A norm's weight is rounded to `dtype`, and the columns are multiplied by the quotient that results.
+    A norm's weight is rounded as it is stored, and the columns are multiplied by the quotient that results.
 
     Args:
         scale: above 0; where rows are repeated, as `Fold.shared` makes it.
         weights: of the block's matrices, by name, float32: those of source and readers are replaced.
-        dtype: in which norms and biases are stored.
+        kept: in which dtype a norm or a bias of the block is stored.
 
     Returns:
         The scale as it is, and parameters of the block that have changed, by name; they are replaced there too.
     """
     source, changed = block.get_submodule(at.source), {}
-    own = dict(source.named_parameters(recurse=False))
+    own = {name: parameter.detach() for name, parameter in source.named_parameters(recurse=False)}
+    dtypes = {name: kept(f"{at.source}.{name}") for name in own if name == "bias" or at.source not in weights}
     if at.source in weights:
         rows = at.rows(scale)
         weights[at.source] = weights[at.source] / rows[:, None]
     else:
         one = 1.0 if source.plus_one else 0.0
-        before = own["weight"].detach().float() + one
-        divided = (before / scale - one).to(dtype)
+        before = own["weight"].float() + one
+        divided = (before / scale - one).to(dtypes["weight"])
         after = divided.float() + one
         dead = (before == 0) | (after == 0)
         scale = rows = torch.where(dead, torch.ones_like(scale), before / after)
-        changed["weight"] = torch.where(dead, own["weight"].detach().to(dtype), divided)
+        changed["weight"] = torch.where(dead, own["weight"].to(dtypes["weight"]), divided)
     if "bias" in own:
-        changed["bias"] = (own["bias"].detach().float() / rows).to(dtype)
+        changed["bias"] = (own["bias"].float() / rows).to(dtypes["bias"])
     for name in at.readers:
         weights[name] = weights[name] * scale
     for name, tensor in changed.items():

@@ -142,7 +142,10 @@ def with_data(
             progress(count)
 
         scales = DTYPES[next(iter(plan.matrices.values())).dtype]
-        made = calibrated(model, batches, plan.quant, store, writer.plain, grids=inner, rounding=rounding, dtype=scales)
+        made = calibrated(
+            model, batches, plan.quant, store, writer.plain, grids=inner, rounding=rounding, dtype=scales,
+            kept=writer.plain_dtype,
+        )  # fmt: skip
         records = [plan.matrices[one["name"]].record(one["relative"]) for one in made]
         for name in plan.matrices.keys() - inner.keys():  # a head
             codes, error = _measured(quantise, name, model.get_submodule(name).weight.detach(), plan)
