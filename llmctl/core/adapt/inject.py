@@ -75,7 +75,7 @@ def sides(layer: nn.Module) -> tuple[int, int]:
         return layer.num_embeddings, layer.embedding_dim
     if isinstance(layer, Linear):
         return layer.in_features, layer.out_features
-    rows, width = layer.weight.shape
+    rows, width = layer.dense().shape
     return width, rows
 
 

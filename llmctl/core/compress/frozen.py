@@ -47,12 +47,15 @@ def freeze(model: Transformer, config: AdaptConfig, dtype: torch.dtype) -> None:
 
 
 def _frozen(model: Transformer, layer: nn.Module, trained: dict) -> list[tuple[str, Linear]]:
-    """The matrices of a layer that are not trained, by their path in the model."""
+    """The matrices of a layer that are not trained, by their path in the model; those in few bits stay what they are."""
     own = set(layer.modules())
     return [
         (path, module)
         for path, module in model.named_modules()
-        if module in own and isinstance(module, Linear) and f"{path}.weight" not in trained
+        if module in own
+        and isinstance(module, Linear)
+        and module.weight is not None
+        and f"{path}.weight" not in trained
     ]
 
 

@@ -1,5 +1,6 @@
 """Heads: hidden states to the scores of tokens and of labels."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -30,10 +31,12 @@ class _Scores(nn.Module):
 
     Attributes:
         adapter: None, or what stands in for the product, as in `Linear`.
+        swift: None, or the product with the matrix as it is now, without the bias, by a faster kernel.
     """
 
     def __init__(self, config: ModelConfig, device=None, dtype=None):
         super().__init__()
+        self.swift: Callable[[Tensor], Tensor] | None = None
         made = {"device": device, "dtype": dtype}
         self.transform = self.norm = None
         if config.head_transform:
@@ -66,7 +69,10 @@ class _Scores(nn.Module):
 
     def plain(self, features: Tensor) -> Tensor:
         """(..., width) to (..., V), whatever the adapter, and not capped."""
-        return F.linear(features, self.weight, self.bias)
+        if self.swift is None or torch.is_grad_enabled():
+            return F.linear(features, self.weight, self.bias)
+        logits = self.swift(features)
+        return logits if self.bias is None else logits + self.bias
 
     def dense(self) -> Tensor:
         """The matrix, (V, width)."""
@@ -77,28 +83,28 @@ class Head(_Scores):
     """Logits by a matrix of its own.
 
     Attributes:
-        held: None, or what stands in for the matrix, then `weight` is None.
+        weight: None where something else stands in for the matrix.
     """
 
     def __init__(self, config: ModelConfig, device=None, dtype=None):
         super().__init__(config, device, dtype)
         self.weight = nn.Parameter(torch.empty(config.vocab, config.width, device=device, dtype=dtype))
-        self.held: Linear | None = None
+        self._held: tuple[Linear, ...] = ()  # in a tuple, else it would be listed as a matrix of its own
 
     def hold(self, linear: Linear) -> None:
         """Have a Linear without a bias, whose weight is in few bits, stand in for the matrix."""
-        self.weight, self.held = None, linear
+        self.weight, self._held = None, (linear,)
 
     def plain(self, features: Tensor) -> Tensor:
         """(..., width) to (..., V), whatever the adapter, and not capped."""
-        if self.held is None:
+        if not self._held:
             return super().plain(features)
-        logits = self.held(features)
+        logits = self._held[0](features)
         return logits if self.bias is None else logits + self.bias
 
     def dense(self) -> Tensor:
         """The matrix, (V, width)."""
-        return self.weight if self.held is None else self.held.dense()
+        return self._held[0].dense() if self._held else self.weight
 
 
 class TiedHead(_Scores):

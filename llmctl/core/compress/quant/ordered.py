@@ -16,13 +16,13 @@ class Ordered(StandIn):
 
     def __init__(self, inner: Linear, order: Tensor):
         super().__init__(inner)
-        self.inner = inner
+        self._inner = (inner,)  # in a tuple, else it would be listed as a matrix of its own
         self.register_buffer("order", order)
 
     def plain(self, x: Tensor) -> Tensor:
         """The product, whatever the adapter."""
-        return self.inner.plain(x.index_select(-1, self.order))
+        return self._inner[0].plain(x.index_select(-1, self.order))
 
     def dense(self) -> Tensor:
         """The matrix, (outputs, inputs), made anew."""
-        return self.inner.dense()[:, self.order.argsort()]
+        return self._inner[0].dense()[:, self.order.argsort()]
