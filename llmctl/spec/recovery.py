@@ -58,4 +58,4 @@ class Recovery:
     @property
     def watch(self) -> Watch:
         """How it is evaluated: before and after."""
-        return Watch(eval_every=max(1, self.recover_steps), eval_tokens=20_000)
+        return Watch(eval_every=max(1, self.recover_steps), eval_tokens=10_000)

@@ -159,7 +159,7 @@ def measured(learned):
     from llmctl.core.checkpoint.directory import Checkpoint
 
     tokenizer = Checkpoint.open(learned.path).tokenizer()
-    calibration = list(texts(str(learned.tokens), model.config, tokenizer, 6000, "train", 128)())
+    calibration = list(texts(str(learned.tokens), model.config, tokenizer, 4000, "train", 128)())
     heldout = list(texts(str(learned.tokens), model.config, tokenizer, 4000, "heldout", 128)())
     return model, calibration, lambda one: math.exp(mean_loss(one, heldout))
 
