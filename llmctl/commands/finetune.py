@@ -116,6 +116,7 @@ def finetune(
         console.report(facts, None if shown.json else console.table(f"{written.out}", ("", ""), _lines(facts)))
         return
     with output as partial:
+        from llmctl.core.compress.prune.gradual import SPARSE, prune_gradually, zeros
         from llmctl.core.device import pick
         from llmctl.core.train.finetune import prepare
         from llmctl.core.train.track import TensorBoard
@@ -137,9 +138,9 @@ def finetune(
         if watch.tensorboard:
             run.sinks.append(TensorBoard(partial / "tensorboard"))
         if gradual.asked:
-            from llmctl.core.compress.prune.gradual import prune_gradually, zeros
-
             prune_gradually(run, run.model, gradual)
+        elif whole and zeros(run.model) > SPARSE:
+            console.warn(f"{start} is sparse, and its zeros will not stay; --keep-zeros keeps them.")
         output.device = str(place.device)
         facts = {"task": lessons.task, "trained_parameters": plan.trained, "parameters": plan.total}
         output.metrics = facts | lessons.counts | follow(run, console)

@@ -84,6 +84,7 @@ def pretrain(
         return
     if not output.up_to_date:
         with output as partial:
+            from llmctl.core.compress.prune.gradual import SPARSE, prune_gradually, zeros
             from llmctl.core.data.shards import Tokens
             from llmctl.core.device import pick
             from llmctl.core.train.pretrain import prepare
@@ -100,9 +101,9 @@ def pretrain(
             if watch.tensorboard:
                 run.sinks.append(TensorBoard(partial / "tensorboard"))
             if gradual.asked:
-                from llmctl.core.compress.prune.gradual import prune_gradually, zeros
-
                 prune_gradually(run, run.model, gradual)
+            elif start is not None and zeros(run.model) > SPARSE:
+                console.warn(f"{start} is sparse, and its zeros will not stay; --keep-zeros keeps them.")
             output.device = str(place.device)
             output.metrics = follow(run, console)
             if gradual.asked:

@@ -10,6 +10,8 @@ from llmctl.core.train.run import Run
 from llmctl.errors import Exit, UserError
 from llmctl.spec.gradual import Gradual
 
+SPARSE = 0.1  # share of zeros from which a model is said to be sparse
+
 
 def prune_gradually(run: Run, model: Transformer, config: Gradual) -> None:
     """Have a run prune the matrices of the layers that it trains, and keep zeros that are there, as the config says.
