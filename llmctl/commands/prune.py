@@ -54,7 +54,7 @@ def prune(
     both, cutting = single.asked or not parts.asked, parts.asked
     _check_text(single if both else None, parts if cutting else None, text)
     lesson = _lesson(recovery, text, config)
-    smaller = slimmed(config, parts).config if cutting else config
+    smaller, along = slimmed(config, parts) if cutting else (config, "")
     names = targets(smaller, single) if both else []
     size = sum(info.bytes for info in read_tensors(source).values())
     inputs = [source, *(path for path in (text.calibration, recovery.recover_data, judging.eval) if path is not None)]
@@ -65,6 +65,8 @@ def prune(
     from llmctl.console import Console
 
     console = Console(shown)
+    if along:
+        console.warn(f"{along}.")
     if written.dry_run:
         facts = _facts(config, smaller, single, names, size) | {"path": str(written.out)}
         facts["up_to_date"] = output.up_to_date
@@ -148,8 +150,7 @@ def _check_text(single: PruneConfig | None, parts: SlimConfig | None, text: Cali
         )
     if parts is not None and parts.calibrated:
         raise UserError(
-            f"--rank {parts.rank} {'with --repair ' if parts.repair else ''}looks at what a model makes of text, and "
-            "there is none.",
+            "Which parts matter least, and how the rest makes up for them, is seen on text, and there is none.",
             "Name one with --calibration, or use --rank weight --no-repair.",
             Exit.USAGE,
         )
