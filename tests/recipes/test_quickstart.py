@@ -20,6 +20,13 @@ SMALL = [
     "SUMMARIES=--limit 40",
 ]
 SMALL += ["TUNE=--steps 4 --batch-size 4 --eval-tokens 500", "REPLAY=0.5"]
+SMALL += [
+    "STUDENT=--layers 2 --steps 3 --batch-tokens 512 --block 128",
+    "PRUNE=--ff 192 --recover-steps 2 --recover-batch-tokens 512 --calibration-tokens 2048",
+    "QUANTIZE=--scheme int4 --group-size 32 --method gptq --calibration-tokens 2048",
+    "JUDGE=--eval-tokens 2000 --speed-tokens 8",
+    "KEPT=0.1 0.1 0.1",
+]
 
 
 def command(venv: Path, out: Path, *targets: str) -> list[str]:
@@ -28,6 +35,10 @@ def command(venv: Path, out: Path, *targets: str) -> list[str]:
 
 @pytest.mark.slow
 def test_it_runs_through_shows_its_results_and_finds_everything_up_to_date_the_second_time(tmp_path, venv, shell):
+    line = command(venv, tmp_path / "out", "smaller")
+    guarded = subprocess.run([*line, "KEPT=0.1 0.1 1.5"], env=shell, capture_output=True, text=True)
+    assert guarded.returncode == 2 and "kept is" in guarded.stderr and "under 1.5" in guarded.stderr
+    assert (tmp_path / "out" / "pruned").exists() and not (tmp_path / "out" / "quantized").exists()
     line = command(venv, tmp_path / "out", "quickstart", "summaries")
     first = subprocess.run(line, env=shell, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
@@ -37,6 +48,13 @@ def test_it_runs_through_shows_its_results_and_finds_everything_up_to_date_the_s
     assert second.returncode == 0, second.stderr
     assert "held-out loss" not in second.stderr and " tokenize " not in second.stdout
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == made
+    rows = read(tmp_path / "out" / "smaller.jsonl")
+    assert [row["model"] for row in rows] == ["teacher", "student", "pruned", "quantized"]
+    sizes = [row["bytes"] for row in rows]
+    assert sizes == sorted(sizes, reverse=True) and sizes[3] < sizes[2] / 2
+    assert all(row["perplexity"] > 1 and row["tokens_per_second"] > 0 for row in rows)
+    assert all(row["kl"] > 0 for row in rows[1:]) and "kl" not in rows[0]
+    assert all(row["model"] in first.stdout for row in rows) and "perplexity:" in first.stdout
     rows = read(tmp_path / "out" / "summaries.jsonl")
     assert [row["model"] for row in rows] == ["base", "base, 3 examples", "LoRA", "full"]
     assert all(0 <= row["rougeL"] <= row["rouge1"] <= 1 and row["retain_perplexity"] > 1 for row in rows)
