@@ -80,6 +80,18 @@ class Linear(nn.Linear):
         """Nothing: `initialise` or a checkpoint fills the parameters."""
 
 
+Joint = Callable[[Tensor, tuple[Linear, ...]], list[Tensor] | None]
+
+
+def _each(x: Tensor, joint: Joint | None, *linears: Linear) -> list[Tensor]:
+    """The product of x with each matrix; at once where there is a way, and nobody stands or looks in between."""
+    if joint is None or torch.is_grad_enabled():
+        return [linear(x) for linear in linears]
+    alone = any(one.adapter is not None or one._forward_hooks or one._forward_pre_hooks for one in linears)
+    made = None if alone else joint(x, linears)
+    return [linear(x) for linear in linears] if made is None else made
+
+
 class Embedding(nn.Embedding):
     """nn.Embedding without first weights.
 
@@ -113,12 +125,14 @@ class Attention(nn.Module):
         prefix: None, or (2, Hkv, N, D): keys, turned as they should be, and values of N virtual tokens before each row.
         extra: None, or what makes the output of the queries and of what attention made: `extra(self, q, y)`, both
             (B, H, T, D), the queries turned, is then (B, T, width).
+        joint: None, or what multiplies with the matrices of q, k and v in one go.
     """
 
     def __init__(self, config: ModelConfig, layer: int, device=None, dtype=None):
         super().__init__()
         self.prefix: nn.Parameter | None = None
         self.extra: nn.Module | None = None
+        self.joint: Joint | None = None
         self.layer = layer
         self.window = config.window_of(layer)
         self.rotation = config.rotation_of(layer)
@@ -140,7 +154,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         """(B, T, width) to the same."""
-        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k, v = _each(x, self.joint, self.q, self.k, self.v)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = self.heads(q), self.heads(k), self.heads(v)  # (B, H, T, D), (B, Hkv, T, D) twice
@@ -214,7 +228,11 @@ ATTENTIONS: dict[str, type[Attention]] = {"softmax": Attention, "linear": Linear
 
 
 class MLP(nn.Module):
-    """The feed-forward half of a layer, plain or gated (Shazeer, arXiv:2002.05202)."""
+    """The feed-forward half of a layer, plain or gated (Shazeer, arXiv:2002.05202).
+
+    Attributes:
+        joint: None, or what multiplies with the matrices of gate and up in one go.
+    """
 
     def __init__(self, config: ModelConfig, device=None, dtype=None):
         super().__init__()
@@ -223,12 +241,14 @@ class MLP(nn.Module):
         self.up = Linear(config.width, config.ff, **made)
         self.down = Linear(config.ff, config.width, **made)
         self.activation = ACTIVATIONS[config.activation]
+        self.joint: Joint | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, width) to the same."""
         if self.gate is None:
             return self.down(self.activation(self.up(x)))
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        gate, up = _each(x, self.joint, self.gate, self.up)
+        return self.down(self.activation(gate) * up)
 
 
 def _pre(x: Tensor, branch: Branch, norm: Branch, after: Branch | None) -> Tensor:

@@ -10,7 +10,10 @@ Four bits (tinygemm's): activations and scales are bf16, sums float32, the resul
 than 4 bits are the sum of two planes of 4.
 """
 
+from collections.abc import Callable
+from copy import copy
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -19,17 +22,19 @@ from torch import Tensor
 PARTS = {torch.float32: 3, torch.bfloat16: 2, torch.float16: 2}  # bytes of an activation
 MOST = {2: 127 * 257, 3: 126 * 65793}  # the largest whole number of so many bytes from -128 to 127; in float32 room
 LIFT = {2: 128 * 257 + 0.5, 3: 128 * 65793.0}  # added, it makes all of them positive, and truncation rounding
+SMALLEST = 1e-30  # a unit, so that its inverse is a float32
 TOKENS = 96  # that are multiplied at once: their sums stay in a core's cache
 GROUPS = (256, 128, 64, 32)  # columns that share a scale, in four bits
 
 
+@lru_cache
 def bytes_are_fast() -> bool:
     """Whether this CPU multiplies bytes into 32-bit sums that cannot overflow on the way (AVX512-VNNI, AMX)."""
     return torch.backends.mkldnn.is_available() and bool(torch.cpu._is_vnni_supported())
 
 
 class Bytes:
-    """A matrix of bytes as oneDNN lays it out; not a buffer, since little can be done with one.
+    """A matrix of bytes as oneDNN lays it out, or some of its rows; not a buffer, since little can be done with one.
 
     Args:
         codes: (O, I) int8.
@@ -38,10 +43,11 @@ class Bytes:
     """
 
     def __init__(self, codes: Tensor, scale: Tensor, zero: Tensor | None):
-        self.packed = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
-        self.scale = scale.float().contiguous()
-        self.points = torch.zeros(len(scale), dtype=torch.int64)
-        self.shift = None if zero is None else self.scale * zero.float()  # (O,)
+        self._packed = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
+        self._scale = scale.float().contiguous()
+        self._points = torch.zeros(len(scale), dtype=torch.int64)
+        self._shift = None if zero is None else self._scale * zero.float()  # (O,)
+        self._span: slice | None = None  # of rows; None: all
 
     def __deepcopy__(self, known: dict) -> "Bytes":
         """Itself: nothing changes it."""
@@ -50,7 +56,16 @@ class Bytes:
     @property
     def codes(self) -> Tensor:
         """(O, I) int8, as they were given."""
-        return self.packed.to_dense().t()
+        codes = self._packed.to_dense().t()
+        return codes if self._span is None else codes[self._span]
+
+    def parts(self, sizes: list[int]) -> "list[Bytes]":
+        """Runs of so many rows; each multiplies with all of them and takes its own."""
+        ends = list(accumulate(sizes))
+        found = [copy(self) for _ in sizes]
+        for part, size, end in zip(found, sizes, ends, strict=True):
+            part._span = slice(end - size, end)
+        return found
 
     def product(self, x: Tensor, bias: Tensor | None, dynamic: bool) -> Tensor:
         """x W' + bias, (N, O) in the dtype of x.
@@ -60,46 +75,60 @@ class Bytes:
             bias: (O,) or None.
             dynamic: each token in one byte, rounded as compressed-tensors does it.
         """
-        multiply = self._of_one_byte if dynamic else self._of_one if len(x) == 1 else self._of_many
-        made = []
-        for rows in x.split(TOKENS):
-            y = multiply(rows)  # float32
-            made.append((y if bias is None else y.add_(bias)).to(x.dtype))
-        return made[0] if len(made) == 1 else torch.cat(made)
+        one, many = (_one_byte, _one_byte) if dynamic else (_one, _many)
+        if x.shape[0] <= TOKENS:
+            return self._of(x, (one if x.shape[0] == 1 else many), bias)
+        return torch.cat([self._of(rows, many, bias) for rows in x.split(TOKENS)])
 
-    def _of_one_byte(self, x: Tensor) -> Tensor:
-        scale = token_scales(x, 127.5)
-        codes = (x / scale).round_().clamp_(-128, 127)
-        y = self._sums(codes.add_(128).to(torch.uint8), 1.0).mul_(scale)
-        return self._shifted(y, codes.sub_(128).sum(1, dtype=torch.float32).mul_(scale[:, 0]))
+    def _of(self, x: Tensor, make: "Callable[[Tensor], Whole]", bias: Tensor | None) -> Tensor:
+        rows, unit = make(x)
+        number, tokens = isinstance(unit, float), x.shape[0]
+        sums = torch.ops.onednn.qlinear_pointwise(
+            rows, unit if number else 1.0, 128, self._packed, self._scale, self._points, None, 1.0, 0, torch.float32,
+            "none", [], "",
+        )  # (parts N, O)  # fmt: skip
+        y, *lower = reversed(sums.split(tokens)) if rows.shape[0] > tokens else (sums,)
+        for part in lower:
+            y = torch.add(part, y, alpha=256)
+        y = y if number else y.mul_(unit)
+        if self._shift is not None:
+            y.addr_(_total(rows, unit, tokens), self._shift, alpha=-1)
+        y = y if self._span is None else y[:, self._span]
+        return (y if bias is None else y + bias).to(x.dtype)
 
-    def _of_one(self, x: Tensor) -> Tensor:
-        """The same as `_of_many`, for one token, with as few calls as possible."""
-        parts, largest = PARTS[x.dtype], x.abs().max().item()
-        if largest == 0:
-            return x.new_zeros(1, len(self.scale), dtype=torch.float32)
-        whole = torch.add(_lift(parts), x, alpha=MOST[parts] / largest)  # (1, I) float32
-        rows = whole.to(torch.int32).view(torch.uint8).view(-1, 4).t()[:parts].contiguous()  # (parts, I)
-        y = _joined(self._sums(rows, largest / MOST[parts]))[None]
-        return self._shifted(y, x.sum(1, dtype=torch.float32))
 
-    def _of_many(self, x: Tensor) -> Tensor:
-        parts, largest = PARTS[x.dtype], x.abs().amax(1, True).float()  # (N, 1)
-        unit = torch.where(largest > 0, largest / MOST[parts], 1.0)
-        whole = torch.addcmul(_lift(parts), x.float(), unit.reciprocal()).to(torch.int32)  # (N, I)
-        rows = whole.view(torch.uint8).view(*x.shape, 4)[..., :parts].permute(2, 0, 1).flatten(0, 1)  # (parts N, I)
-        y = _joined(self._sums(rows, 1.0).unflatten(0, (parts, -1))).mul_(unit)
-        return self._shifted(y, x.sum(1, dtype=torch.float32))
+# Tokens (N, I) as whole numbers, (parts N, I) uint8, the lowest bytes first, 128 of which is 0; and what 1 stands for.
+Whole = tuple[Tensor, float | Tensor]
 
-    def _sums(self, rows: Tensor, unit: float) -> Tensor:
-        """Products of (N, I) uint8, 128 of which is 0, times `unit` and the weights' scales: (N, O) float32."""
-        return torch.ops.onednn.qlinear_pointwise(
-            rows, unit, 128, self.packed, self.scale, self.points, None, 1.0, 0, torch.float32, "none", [], ""
-        )
 
-    def _shifted(self, y: Tensor, sums: Tensor) -> Tensor:
-        """y (N, O) less what zero points add to it, given the sums (N,) of each token's activations."""
-        return y if self.shift is None else y.addr_(sums, self.shift, alpha=-1)
+def _one(x: Tensor) -> Whole:
+    """One token, in as many bytes as its dtype asks for, with as few calls as possible."""
+    parts, x = PARTS[x.dtype], x.float()
+    unit = max(x.abs().max().item() / MOST[parts], SMALLEST)  # NaN stays
+    whole = torch.add(_lift(parts), x, alpha=1 / unit).to(torch.int32)  # (1, I)
+    return whole.view(torch.uint8).as_strided((parts, x.shape[1]), (1, 4)).contiguous(), unit
+
+
+def _many(x: Tensor) -> Whole:
+    """The same of any number of tokens."""
+    parts, x = PARTS[x.dtype], x.float()
+    unit = x.abs().amax(1, True).div_(MOST[parts]).clamp_(min=SMALLEST)
+    whole = torch.addcmul(_lift(parts), x, unit.reciprocal()).to(torch.int32)  # (N, I)
+    return whole.view(torch.uint8).view(*x.shape, 4)[..., :parts].permute(2, 0, 1).flatten(0, 1), unit
+
+
+def _one_byte(x: Tensor) -> Whole:
+    """Tokens in a byte each."""
+    unit = token_scales(x, 127.5)
+    return (x / unit).round_().clamp_(-128, 127).add_(128).to(torch.uint8), unit.float()
+
+
+def _total(rows: Tensor, unit: float | Tensor, tokens: int) -> Tensor:
+    """The sum of each token (tokens,), given (parts tokens, I) uint8."""
+    parts = rows.sum(1, dtype=torch.int64).view(-1, tokens) - 128 * rows.shape[1]
+    powers = 256 ** torch.arange(len(parts))
+    total = (parts * powers[:, None]).sum(0).float()
+    return total * unit if isinstance(unit, float) else total * unit[:, 0]
 
 
 def token_scales(x: Tensor, steps: float) -> Tensor:
@@ -110,15 +139,8 @@ def token_scales(x: Tensor, steps: float) -> Tensor:
 
 @lru_cache
 def _lift(parts: int) -> Tensor:
+    """(1,) float32."""
     return torch.tensor([LIFT[parts]])
-
-
-def _joined(parts: Tensor) -> Tensor:
-    """The sum of (parts, ...), each 256 times as much as the one before; in place."""
-    y = parts[-1]
-    for part in reversed(parts[:-1].unbind()):
-        y = torch.add(part, y, alpha=256)
-    return y
 
 
 class Nibbles(NamedTuple):
@@ -135,17 +157,9 @@ class Nibbles(NamedTuple):
     group: int
 
     @classmethod
-    def of(cls, numbers: Tensor, scale: Tensor, shift: Tensor | None, group: int) -> "Nibbles":
-        """Pack.
-
-        Args:
-            numbers: (O, I) int8, from -8 to 7.
-            scale: (O, I / group).
-            shift: of the same shape, or None: 0.
-        """
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers.int() + 8, 1)
-        shift = torch.zeros_like(scale) if shift is None else shift
-        return cls(packed, torch.stack((scale.t(), shift.t()), -1).bfloat16().contiguous(), group)
+    def of(cls, numbers: Tensor, values: Tensor, group: int) -> "Nibbles":
+        """Pack numbers (O, I) int8."""
+        return cls(torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers.int() + 8, 1), values, group)
 
     @property
     def numbers(self) -> Tensor:

@@ -1,5 +1,7 @@
 """Linear layers whose weights stay in few bits: kernels that read them packed, where device, shape and grid allow."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -22,8 +24,8 @@ def held(source: Linear, codes: Codes, grid: Grid, dtype: torch.dtype) -> Linear
         dtype: of activations, and of `dense`.
     """
     shape = (source.out_features, source.in_features)
-    kernels = KERNELS.get(codes.codes.device.type, ())
-    kind = next((kind for kind in kernels if kind.fits(codes, grid, shape)), CodedLinear)
+    kernels = KERNELS.get(codes.codes.device.type)
+    kind = next((kind for kind in kernels() if kind.fits(codes, grid, shape)), CodedLinear) if kernels else CodedLinear
     return kind(source, codes, grid, dtype)
 
 
@@ -130,11 +132,8 @@ class NibblesLinear(CodedLinear):
         """Take the codes."""
         self.register_buffer("weight_scale", codes.scale)
         self.register_buffer("weight_zero", codes.zero)
-        self.group = group_of(self.in_features, self.in_features // codes.scale.shape[1])
-        repeated = self.in_features // self.group // codes.scale.shape[1]
-        scale = codes.scale.repeat_interleave(repeated, 1)
-        shift = None if codes.zero is None else -scale.float() * codes.zero.repeat_interleave(repeated, 1)
-        packed = Nibbles.of(codes.codes, scale, shift, self.group)
+        self.group, values = grouped(codes, self.in_features)
+        packed = Nibbles.of(codes.codes, values, self.group)
         self.register_buffer("weight_packed", packed.packed)
         self.register_buffer("weight_values", packed.values)
 
@@ -149,12 +148,36 @@ class NibblesLinear(CodedLinear):
 
     def swift(self, x: Tensor) -> Tensor | None:
         """The product (N, O) of x (N, I) and the bias, in its dtype, by bf16 arithmetic; None: many rows of float32."""
-        if x.dtype == torch.float32 and len(x) > EXACT:
-            return None
-        given = x.bfloat16()
-        made = self.matrix.product(given) if len(x) <= FEW else given @ self.matrix.dense()
-        return (made if self.bias is None else made + self.bias).to(x.dtype)
+        made = multiplied(self.matrix, x)
+        return made if made is None or self.bias is None else made.add_(self.bias)
+
+
+def grouped(codes: Codes, columns: int) -> tuple[int, Tensor]:
+    """The group that kernels of 4 bits take for a matrix of so many columns, and `Nibbles.values`."""
+    group = group_of(columns, columns // codes.scale.shape[1])
+    repeated = columns // group // codes.scale.shape[1]
+    scale = codes.scale.float()
+    shift = torch.zeros_like(scale) if codes.zero is None else -scale * codes.zero
+    values = torch.stack((scale.t(), shift.t()), -1).repeat_interleave(repeated, 0)  # (I / group, O, 2)
+    return group, values.bfloat16().contiguous()
+
+
+def multiplied(matrix: Nibbles, x: Tensor) -> Tensor | None:
+    """x W' (N, O) of x (N, I), in its dtype, by bf16 arithmetic; None: many rows of float32."""
+    if x.dtype == torch.float32 and x.shape[0] > EXACT:
+        return None
+    given = x.bfloat16()
+    return (matrix.product(given) if x.shape[0] <= FEW else given @ matrix.dense()).to(x.dtype)
+
+
+def _cuda() -> "tuple[type[CodedLinear], ...]":
+    from llmctl.core.compress.quant.cuda import KERNELS
+
+    return KERNELS
 
 
 # Kernels of each kind of device, those that read least first.
-KERNELS: dict[str, tuple[type[CodedLinear], ...]] = {"cpu": (NibblesLinear, BytesLinear)}
+KERNELS: dict[str, Callable[[], tuple[type[CodedLinear], ...]]] = {
+    "cpu": lambda: (NibblesLinear, BytesLinear),
+    "cuda": _cuda,
+}
