@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from llmctl.core.compress.quant.quicken import quicken
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.sample import choose, penalise
 from llmctl.core.decode.text import TextStream
@@ -180,6 +181,7 @@ class _State:
         known: int | None,
         start: tuple[int, ...],
     ):
+        quicken(model)
         self.model, self.sampling, self.start = model, sampling, start
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
