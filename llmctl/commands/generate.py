@@ -11,7 +11,7 @@ import typer
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, expand, model_path
 from llmctl.spec.model import ModelConfig
-from llmctl.spec.sample import Format, Sampling
+from llmctl.spec.sample import KV_BITS, Format, KvDtype, Sampling
 from llmctl.spec.tasks import suited
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ def generate(
     special: Annotated[bool, "Read special tokens typed in a prompt as such, and show those that are written."] = False,
     seed: Annotated[int, "Of the random choices; each completion has a stream of its own."] = 0,
     batch_size: Annotated[int, "Completions made at a time; in fp32 the results do not depend on it."] = 16,
+    kv_dtype: Annotated[
+        KvDtype,
+        "Type in which keys and values of earlier tokens are kept, but for those of the last 32; auto: as computed. "
+        "Less memory for long texts, and slower.",
+    ] = "auto",
 ) -> None:
     """Continue prompts with a model, or answer them with an encoder-decoder.
 
@@ -70,6 +75,13 @@ def generate(
 
     config = within(path, read_config(path))
     suited("generate", config, path)
+    bits = KV_BITS[kv_dtype]
+    if bits and config.attention == "linear":
+        raise UserError(f"--kv-dtype is {kv_dtype}, but {path} keeps sums, not keys and values.", "Leave it out.")
+    if bits == 4 and config.head_dim % 2:
+        raise UserError(
+            f"--kv-dtype int4 takes channels by twos, but {path} has heads of {config.head_dim}.", "Use int8."
+        )
 
     from llmctl.console import Console
     from llmctl.core.checkpoint.directory import Checkpoint
@@ -99,7 +111,7 @@ def generate(
         writer = Records(console, output_field) if shown.json or first.record is not None else Texts(console)
         hear = writer.hear if isinstance(writer, Texts) and len(prompt) == sampling.n == 1 else None
         every = chain([first], requests)
-        how = {"special": special, "rows": batch_size, "hear": hear, "rules": rules}
+        how = {"special": special, "rows": batch_size, "hear": hear, "rules": rules, "kv_bits": bits}
         with writer, _progress(console, file) as progress:
             progress.update(0)
             for answer in answers(loaded, tokenizer, every, sampling, seed, eos, stop, **how):

@@ -6,6 +6,10 @@ from typing import Annotated, Literal
 from llmctl.errors import Exit, UserError
 
 Format = Literal["auto", "lines", "jsonl", "text"]  # how a file holds prompts
+KvDtype = Literal["auto", "int8", "int4"]
+
+# Bits of a number of the keys and values that are kept; 0: as it is computed.
+KV_BITS: dict[KvDtype, int] = {"auto": 0, "int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)

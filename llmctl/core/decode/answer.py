@@ -49,12 +49,13 @@ def answers(
     rows: int = 16,
     hear: Callable[[str], None] | None = None,
     rules: Rules | None = None,
+    kv_bits: int = 0,
 ) -> Iterator[Answer]:
     """Answer requests in their order, `rows` completions at a time; reads no further ahead than that.
 
     Args:
         seed: of all random streams; each is keyed by this, the request's number and the sample's.
-        eos, stops, special, rules: as for `complete`.
+        eos, stops, special, rules, kv_bits: as for `complete`.
         rows: completions in a batch.
         hear: told each text when it becomes final, for a single completion that someone is waiting for.
 
@@ -72,7 +73,7 @@ def answers(
         prompts = [ids for _, _, ids in now]
         keys = [stream_key(seed, answer.request.number, sample) for answer, sample, _ in now]
         done: dict[int, Completion] = {}
-        for piece in complete(model, tokenizer, prompts, sampling, keys, eos, stops, special, rules):
+        for piece in complete(model, tokenizer, prompts, sampling, keys, eos, stops, special, rules, kv_bits):
             if hear is not None:
                 hear(piece.text)
             if piece.completion:

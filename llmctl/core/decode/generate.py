@@ -7,11 +7,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from llmctl.core.compress.quant.quicken import quicken
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.sample import choose, penalise
 from llmctl.core.decode.text import TextStream
 from llmctl.core.model.cache import cache_for
+from llmctl.core.model.coded import CodedCache
 from llmctl.core.model.memory import Memory
 from llmctl.core.model.position import turning_point
 from llmctl.core.model.transformer import Transformer
@@ -64,6 +64,7 @@ def complete(
     stops: Sequence[str] = (),
     special: bool = False,
     rules: Rules | None = None,
+    kv_bits: int = 0,
 ) -> Iterator[Piece]:
     """Complete a batch of prompts, giving out each row's text as it becomes final.
 
@@ -75,6 +76,7 @@ def complete(
         stops: strings that end a completion.
         special: show special tokens.
         rules: of the checkpoint; an encoder-decoder needs their `start`.
+        kv_bits: of the keys and values that are kept, 8 or 4; 0: as they are.
 
     Raises:
         UserError: the model's scores are not numbers.
@@ -88,7 +90,7 @@ def complete(
         fresh[row] = streams[row].push(token)
         return streams[row].stopped
 
-    for token in generate(model, prompts, sampling, keys, eos, tokenizer.size, stopped, rules):
+    for token in generate(model, prompts, sampling, keys, eos, tokenizer.size, stopped, rules, kv_bits):
         row, stream = token.row, streams[token.row]
         counts[row] += token.id is not None
         text, fresh[row] = fresh[row], ""
@@ -109,6 +111,7 @@ def generate(
     known: int | None = None,
     stopped: Callable[[int, int], bool] | None = None,
     rules: Rules | None = None,
+    kv_bits: int = 0,
 ) -> Iterator[Token]:
     """Decode a batch step by step; rows that have ended leave it.
 
@@ -122,6 +125,7 @@ def generate(
         known: only ids below this are chosen; a model's embedding may have more rows than its tokenizer has tokens.
         stopped: told (row, id) of each new token that is not in `eos`; True ends the row.
         rules: of the checkpoint; an encoder-decoder needs their `start`.
+        kv_bits: as for `complete`.
 
     Raises:
         UserError: the model's scores are not numbers.
@@ -133,7 +137,8 @@ def generate(
     if not rows:
         return
     written = [list(rules.start or prompts[row]) for row in rows]
-    state = _State(model, [prompts[row] for row in rows], sampling, [keys[row] for row in rows], known, rules.start)
+    mine = [prompts[row] for row in rows], sampling, [keys[row] for row in rows]
+    state = _State(model, *mine, known, rules.start, kv_bits)
     state.prefill(max(limits))
     step = 0
     while rows:
@@ -180,9 +185,9 @@ class _State:
         keys: list[int],
         known: int | None,
         start: tuple[int, ...],
+        kv_bits: int,
     ):
-        quicken(model)
-        self.model, self.sampling, self.start = model, sampling, start
+        self.model, self.sampling, self.start, self.kv_bits = model, sampling, start, kv_bits
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self.prompts = list(dict.fromkeys(tuple(prompt) for prompt in prompts))  # each read once, however many samples
@@ -234,7 +239,10 @@ class _State:
         self.next = longest - pads
         prefix = (places >= 0) & (places < (self.next - fresh)[:, None]) if model.config.prefix_lm else None
         capacity = min(self.most, self.virtual + longest + SPARE)
-        self.cache = cache_for(model.config, len(rows), capacity, device, self.dtype)
+        if self.kv_bits:
+            self.cache = CodedCache.allocate(model.config, len(rows), capacity, self.kv_bits, device, self.dtype)
+        else:
+            self.cache = cache_for(model.config, len(rows), capacity, device, self.dtype)
         known = {"segments": segments, "cache": self.cache, "prefix": prefix, "memory": self.memory}
         hidden = model(tokens, positions=places.clamp(min=0), **known)  # (B, T, D)
         self.logits = model.head(hidden[:, -1]).float()  # (B, V)

@@ -2,12 +2,16 @@
 
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Union
 
 import torch
 from torch import Tensor
 
 from llmctl.core.model.linear import Features, Sums, chunked, step
 from llmctl.spec.model import ModelConfig
+
+if TYPE_CHECKING:
+    from llmctl.core.model.coded import CodedCache
 
 
 @dataclass
@@ -75,15 +79,9 @@ class KVCache:
         Raises:
             ValueError: the tokens do not fit in the cache.
         """
-        end = self.length + tokens
-        if end > self.capacity:
-            raise ValueError(f"{end} tokens do not fit in a cache of {self.capacity}")
-        if segments is None and self.segments is None:
-            return None
-        if self.segments is None:
-            self.segments = torch.ones(self.keys.shape[1], self.capacity, dtype=torch.int64, device=self.keys.device)
-        self.segments[:, self.length : end] = 1 if segments is None else segments
-        return self.segments[:, :end]
+        rows = self.keys.shape[1]
+        self.segments = marked(self.segments, segments, self.length, tokens, (rows, self.capacity), self.keys.device)
+        return None if self.segments is None else self.segments[:, : self.length + tokens]
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` as held, once every layer has appended them."""
@@ -123,6 +121,35 @@ class KVCache:
             marks = self.segments.new_ones(rows, capacity)
             marks[:, :held] = self.segments
         return KVCache(keys, values, self.length, marks)
+
+
+def marked(
+    held: Tensor | None,
+    segments: Tensor | None,
+    length: int,
+    tokens: int,
+    slots: tuple[int, int],
+    device: torch.device,
+) -> Tensor | None:
+    """The marks of all slots of a cache, (B, capacity) int64, once those of `tokens` new ones after `length` are noted.
+
+    Args:
+        held: those of before, changed in place; None while no slot is padding.
+        segments: (B, tokens) int64 of the new ones; None: none of them is padding.
+        slots: (B, capacity).
+
+    Raises:
+        ValueError: the tokens do not fit.
+    """
+    end = length + tokens
+    if end > slots[1]:
+        raise ValueError(f"{end} tokens do not fit in a cache of {slots[1]}")
+    if segments is None and held is None:
+        return None
+    if held is None:
+        held = torch.ones(slots, dtype=torch.int64, device=device)
+    held[:, length:end] = 1 if segments is None else segments
+    return held
 
 
 @dataclass
@@ -202,7 +229,7 @@ class LinearState:
         return self
 
 
-Cache = KVCache | LinearState
+Cache = Union[KVCache, LinearState, "CodedCache"]
 
 CACHES: dict[str, type[KVCache] | type[LinearState]] = {"softmax": KVCache, "linear": LinearState}
 
