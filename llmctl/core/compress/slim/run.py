@@ -38,10 +38,10 @@ def slim(
         seed: of what is drawn by chance.
 
     Returns:
-        The model, in eval mode; and a record a layer of the old model, in order: `layer` (its path), `kept`, and where
-        they are known `influence` (of the layer), and of those kept `heads`, `cross_heads` and `neurons` (how many
-        stay), `attention_error`, `cross_attention_error` and `mlp_error` (the mean square of the change of what the
-        half adds, over its own, on the calibration text).
+        The model, in eval mode; and a record a layer of the old model, in order: `layer` (its path), `kept`, where it
+        is known `influence` (of the layer), and of those kept what stays of what was cut: `channels`, `heads`,
+        `cross_heads`, `neurons`; and `attention_error`, `cross_attention_error`, `mlp_error`: the mean square of the
+        change of what the half adds, over its own, on the calibration text.
 
     Raises:
         UserError: sizes that the model cannot have; or `how.rank` is loss, and it has no head that scores tokens.
@@ -52,12 +52,14 @@ def slim(
         )
     target = slimmed(model.config, how).config
     layers, records = _layers(model, how, target, batches, seed)
+    kept = [record for record in records if record["kept"]]
     smaller = cut(model, renumbered(model.config, layers), {}, layers)
     if target.width != model.config.width:
         smaller = narrow(smaller, how, target, batches, seed)
+        for record in kept:
+            record["channels"] = target.width
     if (target.heads, target.ff) != (model.config.heads, model.config.ff):
         smaller, found = trim(smaller, how, target, batches, seed)
-        kept = [record for record in records if record["kept"]]
         for record, more in zip(kept, found, strict=True):
             record |= more
     return smaller, records
