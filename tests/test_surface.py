@@ -22,6 +22,8 @@ MISSING = {
     "detokenize": ["missing.txt", "--tokenizer", "missing"],
     "pretrain": ["missing", "-o", "out"],
     "finetune": ["missing", "missing.jsonl", "-o", "out"],
+    "distill": ["missing", "missing.txt", "--layers", "1", "-o", "out"],
+    "refresh": ["missing", "missing.txt", "-o", "out"],
     "lora-merge": ["missing", "-o", "out"],
     "merge": ["missing", "-o", "out"],
     "prune": ["missing", "-o", "out"],

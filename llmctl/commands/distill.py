@@ -7,7 +7,6 @@ import typer
 
 from llmctl.errors import Exit, Interrupted, UserError
 from llmctl.flags import Compute, Shown, Written, expand, invocation, model_path
-from llmctl.signals import Stop
 from llmctl.spec.distill import DistillConfig
 from llmctl.spec.distill_plan import DistillPlan
 from llmctl.spec.families import fitted, read_config, read_config_json
@@ -272,6 +271,8 @@ def _show(done: Any, total: int, unit: str, label: str, console: "Console") -> N
     Raises:
         Interrupted: Ctrl-C or SIGTERM came; what is made stays made.
     """
+    from llmctl.signals import Stop
+
     with Stop() as stop, console.progress(total, unit, label) as progress:
         for rows in done:
             progress.update(rows)

@@ -8,7 +8,6 @@ import typer
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Shown, Written, expand, model_path
 from llmctl.spec.refresh import Beginning, recorded, renewed
-from llmctl.values import key
 
 
 @expand
@@ -53,6 +52,8 @@ def _words(command: Any, name: str, options: dict[str, Any], change: tuple[str, 
     Raises:
         UserError: an option that the command has not.
     """
+    from llmctl.values import key
+
     changes = dict(_pair(text) for text in change)
     known = {key(param): param for param in command.params if param.name not in ("config_file", "help")}
     for where, names in (("RUN was made with", options), ("--change names", changes)):
