@@ -55,5 +55,5 @@ class Tuning:
 
     @property
     def watch(self) -> Watch:
-        """How it is evaluated: before and after, where there is held-out text."""
-        return Watch(eval_every=self.steps, eval_tokens=20_000, save_every=self.save_every)
+        """How it is watched: there is no best on the way, for OUT is the last."""
+        return Watch(eval_tokens=0, save_every=self.save_every)

@@ -27,6 +27,8 @@ from llmctl.spec.quant import Clip, Grid
 from llmctl.spec.quant_plan import QuantPlan
 from llmctl.spec.tokens import is_tokens
 
+MEASURED = 20_000  # tokens of held-out text, before and after
+
 
 def rounded(model: Transformer, names: Iterable[str], grid: Grid, dtype: torch.dtype, clip: Clip = "none") -> None:
     """Have matrices of a model multiply as they would when quantized, in place; their parameters stay what they are.
@@ -112,7 +114,7 @@ def tuned(directory: Path, plan: QuantPlan, text: str, tuning: Tuning, place: Pl
     sizes = TrainPlan.of(config, learning, read_old(text, tokenizer, "train").tokens, dtype, memory)
     probes = {}
     if is_tokens(text) and read_old(text, tokenizer, "heldout").tokens > 1:
-        batches = texts(text, config, tokenizer, tuning.watch.eval_tokens, row=sizes.block)
+        batches = texts(text, config, tokenizer, MEASURED, row=sizes.block)
         probes["rounded_heldout"] = Probe(batches, tokens_loss, True)
     return prepare(
         directory, model, None, text, tokenizer, sizes, learning, tuning.watch, place,
