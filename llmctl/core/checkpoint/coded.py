@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from llmctl.core.checkpoint.names import split
-from llmctl.core.compress.pages import give_back
+from llmctl.core.compress.pages import give_back, trim
 from llmctl.core.compress.quant.grid import Codes, dense
 from llmctl.core.compress.quant.layouts import Read, decode
 from llmctl.core.compress.quant.linear import held
@@ -53,6 +53,8 @@ def hold(
     ):
         _placed(model, name, module, Codes(*(None if one is None else _on(one, device) for one in codes)), read, dtype)
     give_back(list(parts.values()), [*model.parameters(), *model.buffers()])
+    if device.type == "cpu":
+        trim()
 
 
 def _placed(model: Transformer, name: str, module: nn.Module, codes: Codes, read: Read, dtype: torch.dtype) -> None:

@@ -47,7 +47,7 @@ def freeze(model: Transformer, config: AdaptConfig, dtype: torch.dtype) -> None:
 
 
 def _frozen(model: Transformer, layer: nn.Module, trained: dict) -> list[tuple[str, Linear]]:
-    """The matrices of a layer that are not trained, by their path in the model; those in few bits stay what they are."""
+    """The matrices of a layer that are not trained, by their path in the model; none that is in few bits."""
     own = set(layer.modules())
     return [
         (path, module)

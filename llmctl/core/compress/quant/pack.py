@@ -46,14 +46,23 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     Returns:
         (O, count) uint8.
     """
-    rows = len(words)
-    words = F.pad(words, (0, -words.shape[1] % bits)).reshape(-1).view(torch.uint8)
+    rows, width = words.shape
     if bits == 8:
-        return words.view(rows, -1)[:, :count]
-    lanes = F.pad(words.view(-1, bits), (0, 8 - bits)).view(-1).view(torch.int64)
-    for width in reversed(_LANES):
-        lanes = _apart(lanes, width, bits * width // 8)
-    return lanes.view(torch.uint8).view(rows, -1)[:, :count]
+        return words.contiguous().view(torch.uint8)[:, :count]
+    more = 0 if bits in _WHOLE else -width % bits  # words, so that eight values never begin in the middle of a byte
+    values = torch.empty(rows, 32 * (width + more) // bits, dtype=torch.uint8, device=words.device)
+    step = max(1, BLOCK // max(1, count)) if words.device.type == "cpu" else max(1, rows)
+    for start in range(0, rows, step):
+        some = words[start : start + step].contiguous()
+        if bits in _WHOLE:
+            lanes = some.view(_WHOLE[bits]).to(torch.int64)  # (O, N / 8); what lies above is not looked at
+        else:
+            some = F.pad(some, (0, more)).view(torch.uint8).view(-1, bits)
+            lanes = F.pad(some, (0, 8 - bits)).view(torch.int64).view(-1, values.shape[1] // 8)
+        for half in reversed(_LANES):
+            lanes = _apart(lanes, half, bits * half // 8)
+        values[start : start + step] = lanes.view(torch.uint8)
+    return values[:, :count]
 
 
 def _closer(lanes: Tensor, width: int, used: int) -> Tensor:
@@ -76,4 +85,7 @@ def _lowest(used: int, width: int) -> int:
 def _apart(lanes: Tensor, width: int, used: int) -> Tensor:
     """The inverse: of each lane's lowest bits, those after the first `used` moved up to the upper half."""
     lane = _lowest(used, 2 * width)
-    return (lanes & lane) | (((lanes >> used) & lane) << width)
+    moved = lanes >> used
+    moved &= lane
+    moved <<= width
+    return moved.bitwise_or_(lanes & lane)
