@@ -12,6 +12,7 @@ from llmctl.core.model.attend import Mask, attend, cross_mask, self_mask
 from llmctl.core.model.cache import Cache
 from llmctl.core.model.explicit import LONGEST
 from llmctl.core.model.linear import Features, attend_linearly
+from llmctl.core.model.matrices import Embedding, Joint, Linear, each
 from llmctl.core.model.memory import Memory
 from llmctl.core.model.norms import RMSNorm, norm_of
 from llmctl.core.model.position import Angles, Rotary, alibi_slopes, relative_buckets, rotate
@@ -53,68 +54,6 @@ class Shared(NamedTuple):
     place: Place | None
 
 
-class Linear(nn.Linear):
-    """nn.Linear without first weights: torch's own cost a second, loading half of torch when the device is meta.
-
-    Attributes:
-        adapter: None, or what stands in for the product: `adapter(self, x)` is then the output (see core/adapt).
-    """
-
-    def __init__(self, inputs: int, outputs: int, bias: bool = True, device=None, dtype=None):
-        super().__init__(inputs, outputs, bias, device, dtype)
-        self.adapter: nn.Module | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) to (..., outputs)."""
-        return self.plain(x) if self.adapter is None else self.adapter(self, x)
-
-    def plain(self, x: Tensor) -> Tensor:
-        """The product, whatever the adapter."""
-        return F.linear(x, self.weight, self.bias)
-
-    def dense(self) -> Tensor:
-        """The matrix, (outputs, inputs), in a dtype of floats."""
-        return self.weight
-
-    def reset_parameters(self) -> None:
-        """Nothing: `initialise` or a checkpoint fills the parameters."""
-
-
-Joint = Callable[[Tensor, tuple[Linear, ...]], list[Tensor] | None]
-
-
-def _each(x: Tensor, joint: Joint | None, *linears: Linear) -> list[Tensor]:
-    """The product of x with each matrix; at once where there is a way, and nobody stands or looks in between."""
-    if joint is None or torch.is_grad_enabled():
-        return [linear(x) for linear in linears]
-    alone = any(one.adapter is not None or one._forward_hooks or one._forward_pre_hooks for one in linears)
-    made = None if alone else joint(x, linears)
-    return [linear(x) for linear in linears] if made is None else made
-
-
-class Embedding(nn.Embedding):
-    """nn.Embedding without first weights.
-
-    Attributes:
-        adapter: None, or what stands in for the table: `adapter(self, ids)` is then the output.
-    """
-
-    def __init__(self, rows: int, width: int, device=None, dtype=None):
-        super().__init__(rows, width, device=device, dtype=dtype)
-        self.adapter: nn.Module | None = None
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """(...) int64 to (..., width)."""
-        return self.plain(ids) if self.adapter is None else self.adapter(self, ids)
-
-    def plain(self, ids: Tensor) -> Tensor:
-        """The rows of the table, whatever the adapter."""
-        return F.embedding(ids, self.weight)
-
-    def reset_parameters(self) -> None:
-        """Nothing: `initialise` or a checkpoint fills the parameters."""
-
-
 class Attention(nn.Module):
     """Self-attention of one layer.
 
@@ -154,7 +93,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         """(B, T, width) to the same."""
-        q, k, v = _each(x, self.joint, self.q, self.k, self.v)
+        q, k, v = each(x, self.joint, self.q, self.k, self.v)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = self.heads(q), self.heads(k), self.heads(v)  # (B, H, T, D), (B, Hkv, T, D) twice
@@ -247,7 +186,7 @@ class MLP(nn.Module):
         """(B, T, width) to the same."""
         if self.gate is None:
             return self.down(self.activation(self.up(x)))
-        gate, up = _each(x, self.joint, self.gate, self.up)
+        gate, up = each(x, self.joint, self.gate, self.up)
         return self.down(self.activation(gate) * up)
 
 
