@@ -22,6 +22,7 @@ from llmctl.spec.prune import PruneConfig, targets
 from llmctl.spec.safetensors import SPARSE, SparseInfo, read_tensors
 from tests.core.compress.test_calibrate import batch_of
 from tests.core.variants import VARIANTS
+from tests.outliers import inject
 
 CPU = Place(torch.device("cpu"), torch.float32)
 FAMILIES = ["llama", "gemma2", "olmo2", "neox", "gpt2", "bloom", "bert", "t5", "bart"]
@@ -163,3 +164,17 @@ def test_a_learned_model_is_harmed_far_less_where_weights_make_up_for_others(har
 def test_more_sparsity_harms_more(harm):
     prune = PruneConfig(sparsity=0.4, score="wanda")
     assert harm(prune)[0] < harm(replace(prune, sparsity=0.6))[0]
+
+
+def test_with_outliers_wanda_takes_the_same_weights_and_magnitude_others(harm, learned):
+    """Channels thirty times larger and weights that much smaller are the same function: arXiv:2306.11695, section 3."""
+    found = {}
+    for score in ("wanda", "magnitude"):
+        prune = PruneConfig(score=score, sparsity=0.5)
+        kl, plain = harm(prune)
+        worse, injected = harm(prune, inject(learned.model()))
+        pairs = [(matrices(plain)[path].weight, module.weight) for path, module in matrices(injected).items()]
+        same = sum(int(((one == 0) == (other == 0)).sum()) for one, other in pairs)
+        found[score] = same / sum(one.numel() for one, _ in pairs), worse / kl, worse
+    assert found["wanda"][0] > 0.9999 and found["wanda"][1] == pytest.approx(1, abs=0.01)  # rounding may turn a tie
+    assert found["magnitude"][0] < 0.995 and found["magnitude"][2] > found["wanda"][2]
