@@ -21,7 +21,7 @@ def quantized_json(
         left: modules of the same classes that are not.
         dtype: of numbers, as torch calls it.
     """
-    return _WRITERS[form](grids, classes, left, dtype)
+    return WRITERS[form](grids, classes, left, dtype)
 
 
 def coding_of(form: Form, grid: Grid) -> Coding:
@@ -126,7 +126,7 @@ def _write_bitsandbytes(grids: Mapping[str, Grid], classes: list[str], left: lis
     }
 
 
-_WRITERS: dict[Form, Callable[[Mapping[str, Grid], list[str], list[str], str], dict[str, Any]]] = {
+WRITERS: dict[Form, Callable[[Mapping[str, Grid], list[str], list[str], str], dict[str, Any]]] = {
     "compressed-tensors": _write_compressed,
     "gptq": _write_gptq,
     "awq": _write_awq,

@@ -39,7 +39,7 @@ def encode(codes: Codes, coding: Coding, shape: tuple[int, int], dtype: torch.dt
         shape: (O, I).
         dtype: of the numbers beside it.
     """
-    return _WRITE[coding.layout](codes, coding, shape, dtype)
+    return _WRITERS[coding.layout](codes, coding, shape, dtype)
 
 
 def decode(parts: Mapping[str, Tensor], coding: Coding, shape: tuple[int, int], dtype: torch.dtype) -> Read:
@@ -53,7 +53,7 @@ def decode(parts: Mapping[str, Tensor], coding: Coding, shape: tuple[int, int], 
     Raises:
         UserError: a value among them that is not understood.
     """
-    return _READ[coding.layout](parts, coding, shape, dtype)
+    return READERS[coding.layout](parts, coding, shape, dtype)
 
 
 def _write_packed(codes: Codes, coding: Coding, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -229,7 +229,7 @@ def _odd(what: str) -> UserError:
     return UserError(f"{what}.", "Copy or download the checkpoint again.", Exit.MISMATCH)
 
 
-_WRITE: dict[Layout, Callable[[Codes, Coding, tuple[int, int], torch.dtype], dict[str, Tensor]]] = {
+_WRITERS: dict[str, Callable[[Codes, Coding, tuple[int, int], torch.dtype], dict[str, Tensor]]] = {
     "packed": _write_packed,
     "whole": _write_whole,
     "mxfp4": _write_mxfp4,
@@ -237,7 +237,7 @@ _WRITE: dict[Layout, Callable[[Codes, Coding, tuple[int, int], torch.dtype], dic
     "awq": _write_awq,
     "nf4": _write_nf4,
 }
-_READ: dict[Layout, Callable[[Mapping[str, Tensor], Coding, tuple[int, int], torch.dtype], Read]] = {
+READERS: dict[Layout, Callable[[Mapping[str, Tensor], Coding, tuple[int, int], torch.dtype], Read]] = {
     "packed": _read_packed,
     "whole": _read_whole,
     "mxfp4": _read_mxfp4,
