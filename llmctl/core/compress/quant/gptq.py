@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llmctl.core.compress.quant.grid import Codes, dense, nearest, scales
+from llmctl.core.compress.quant.grid import Codes, dense, nearest, quantise, scales
 from llmctl.spec.calibration import Rounding
 from llmctl.spec.quant import Clip, Grid
 
@@ -38,7 +38,8 @@ def curve(moment: Tensor, rounding: Rounding) -> Curve:
     order = torch.arange(len(full), device=full.device)
     if rounding.act_order:
         order = diagonal.argsort(descending=True, stable=True)
-        full = full[order][:, order]
+    back = order.flip(0)  # of a factor from the last column to the first, the inverse is U
+    full = full[back][:, back]
     added = rounding.damp * float(diagonal.mean())
     full.diagonal().add_(added)
     lower, failed = torch.linalg.cholesky_ex(full)
@@ -46,7 +47,9 @@ def curve(moment: Tensor, rounding: Rounding) -> Curve:
         full.diagonal().add_(9 * added)
         added *= 10
         lower, failed = torch.linalg.cholesky_ex(full)
-    return Curve(order, torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).to(moment.dtype))
+    one = torch.eye(len(full), dtype=exact, device=full.device)
+    upper = torch.linalg.solve_triangular(lower, one, upper=False).flip(0, 1)
+    return Curve(order, upper.to(moment.dtype))
 
 
 def gptq(
@@ -77,7 +80,7 @@ def gptq(
     columns = weight.shape[1]
     size = columns // grid.groups(columns)  # of a group
     moving = fixed is None and bool(grid.group) and order == list(range(columns))
-    scale, zero = fixed or scales(weight, grid, dtype, clip)
+    scale, zero = fixed or quantise(weight, grid, dtype, clip)[1:]
     rest = weight.to(upper.dtype)[:, order].t().contiguous()  # (I, O), less errors of earlier blocks
     codes: list[Tensor] = [torch.empty(0)] * columns
     for start, end in _blocks(columns, size, block, moving):
