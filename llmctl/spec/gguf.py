@@ -43,7 +43,7 @@ MIXTURES: dict[FileType, tuple[TensorType, TensorType, int]] = {
     "q4_0": ("Q4_0", "Q6_K", 2),
 }
 # What takes the place of a type whose blocks do not fill a row.
-INSTEAD: dict[TensorType, TensorType] = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
+INSTEAD: dict[str, TensorType] = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 
 
 @dataclass(frozen=True)

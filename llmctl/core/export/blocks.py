@@ -11,7 +11,7 @@ from llmctl.spec.gguf import BLOCKS, TensorType
 ROWS = 1 << 20  # weights that are rounded at once: few enough to stay in a cache
 _TRIES = 9  # scales on either side of the plain one that Q6_K tries
 _STEPS = 20  # scales that Q4_K tries
-_DTYPES: dict[TensorType, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def packed(matrix: Tensor, type: TensorType) -> np.ndarray:
@@ -163,7 +163,7 @@ def _nibbles(codes: Tensor, bits: int) -> list[Tensor]:
     return [fifth, pairs]
 
 
-_PACKERS: dict[TensorType, Callable[[Tensor], Tensor]] = {
+_PACKERS: dict[str, Callable[[Tensor], Tensor]] = {
     "Q8_0": _bytes,
     "Q6_K": _six,
     "Q5_1": _ranged(5),

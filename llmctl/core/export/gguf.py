@@ -17,7 +17,6 @@ from llmctl.core.export.vocabulary import vocabulary
 from llmctl.core.model.position import rope_frequencies, turning
 from llmctl.errors import Exit, UserError
 from llmctl.spec.account import account
-from llmctl.spec.files import read_json
 from llmctl.spec.gguf import MADE, MIXTURES, ExportConfig, GgufPlan, Planned
 from llmctl.spec.gguf_graphs import NO_TURN, UNCAPPED, period
 from llmctl.spec.gguf_tensors import Entry
@@ -185,8 +184,10 @@ def _lengthened(config: ModelConfig) -> float:
 @contextmanager
 def _tensors(path: Path, config: ModelConfig) -> Iterator[Source]:
     """A function that gives our tensors of a checkpoint by name; each is out of memory when the next is asked for."""
-    if read_json(path / "config.json").get("quantization_config"):
-        model = Checkpoint.open(path).model()
+    checkpoint = Checkpoint.open(path)
+    found, stream = account(read_tensors(path), config, str(path), checkpoint.quantized), Stream(path)
+    if found.coded:
+        model = checkpoint.model()
         state = dict(model.named_parameters())
 
         def dense(name: str) -> Tensor:
@@ -195,7 +196,6 @@ def _tensors(path: Path, config: ModelConfig) -> Iterator[Source]:
 
         yield dense
         return
-    found, stream = account(read_tensors(path), config, str(path)), Stream(path)
     rows = {name: shape[0] for name, shape in shapes(config).items()}
     places = {name: (rule, info) for rule, info in found.stored.items() for name in rule.ours}
 
