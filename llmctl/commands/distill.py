@@ -73,7 +73,7 @@ def distill(
     if layers and "quantization_config" in read_config_json(teacher):
         hint = "Name a STUDENT, or add --start fresh."
         raise UserError(f"{teacher} is quantized: its layers cannot be trained further.", hint, Exit.MISMATCH)
-    config = config.fitted(layers == {})
+    config = config.fitted(layers == {}, shape.width)
     inputs = [teacher, *([start] if start else []), text, *([judging.eval] if judging.eval else [])]
     state = 12 * parameters(shape)
     output = Output.plan(
