@@ -55,6 +55,7 @@ CHOICES = [
     ("llmctl.core.model.position._SCALED", "llmctl.spec.model.RopeKind"),
     ("llmctl.core.train.objectives.OBJECTIVES", "llmctl.spec.noise.Objective"),
     ("llmctl.core.infer.embed.POOLINGS", "llmctl.spec.sentence.Pooling"),
+    ("llmctl.core.export.gguf._POOLINGS", "llmctl.spec.sentence.Pooling"),
     ("llmctl.core.infer.embed.ACTIVATIONS", "llmctl.spec.sentence.Activation"),
     ("llmctl.completions.WRITERS", "llmctl.commands.completion.Shell"),
     ("llmctl.core.text.train.TRAINERS", "llmctl.spec.data.Algorithm"),

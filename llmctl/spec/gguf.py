@@ -130,7 +130,7 @@ def room(out: Path, need: int) -> None:
     """
     if out.is_dir() or not out.name:
         raise UserError(f"-o is {out}, a directory; wanted the name of a file.", "Add model.gguf.", Exit.USAGE)
-    if out.exists() and not out.is_file():
+    if str(out) == "-" or (out.exists() and not out.is_file()):
         raise UserError(f"-o is {out}, which is no file: a GGUF file cannot go through a pipe.", code=Exit.USAGE)
     if not out.parent.is_dir():
         raise UserError(f"{out} cannot be made: {out.parent} does not exist.", f"mkdir -p {out.parent}")

@@ -1,8 +1,10 @@
 """GGUF files in llama.cpp: the same likeliest tokens, from every kind of model and of tokenizer that it has."""
 
 import json
+import re
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import tokenizers
@@ -154,15 +156,18 @@ def test_llama_cpp_makes_the_same_embeddings(name, tmp_path, made):
     assert any("tanh" in note for note in notes) and any("heads" in note for note in notes)
 
 
-def test_an_encoder_decoder_loads_with_its_norm_scaled_as_its_head_should_be(tmp_path, made):
-    """llama.cpp's server runs no encoder-decoder; that the tensors are all there with their shapes, loading says."""
-    shape = {**BASE, "vocab": 512, "kind": "encoder-decoder", "decoder_start": 0, "position": "relative", "attention_scale": 1.0}
-    config = ModelConfig(**shape, activation="relu", gated=False, logit_scale=0.125, norm_eps=1e-6, model_type="t5")
-    path, notes = written(tmp_path, config, made("unigram", vocab_size=512, roles="t5"))
-    LlamaCpp(path)
-    import gguf
-
+def test_an_encoder_decoder_has_the_tensors_that_llama_cpp_names_and_its_head_in_the_last_norm(tmp_path, made):
+    """llama.cpp's server runs no encoder-decoder: it stops at "llama_encode must be called first"."""
+    shape = {**BASE, "vocab": 512, "kind": "encoder-decoder", "decoder_start": 0, "position": "relative"}
+    more = {"activation": "relu", "gated": False, "attention_scale": 1.0, "logit_scale": 0.125, "norm_eps": 1e-6}
+    path, notes = written(
+        tmp_path, ModelConfig(**shape, **more, model_type="t5"), made("unigram", vocab_size=512, roles="t5")
+    )
     tensors = {one.name: one for one in gguf.GGUFReader(path).tensors}
+    known = {gguf.TENSOR_NAMES[kind] for kind in gguf.MODEL_TENSORS[gguf.MODEL_ARCH.T5]}
+    numbered = {re.sub(r"blk\.\d+", "blk.{bid}", name.removesuffix(".weight")) for name in tensors}
+    optional = {"output", "dec.blk.{bid}.cross_attn_rel_b", "enc.blk.{bid}.ffn_gate", "dec.blk.{bid}.ffn_gate"}
+    assert numbered == known - optional
     norm = Checkpoint.open(tmp_path).model().get_parameter("decoder.norm.weight").detach().numpy()
     np.testing.assert_allclose(tensors["dec.output_norm.weight"].data, norm * np.float32(0.125), rtol=1e-6)
     assert any("llama_encode" in note for note in notes)

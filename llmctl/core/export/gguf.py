@@ -22,6 +22,7 @@ from llmctl.spec.gguf_graphs import NO_TURN, UNCAPPED, period
 from llmctl.spec.gguf_tensors import Entry
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.safetensors import read_tensors
+from llmctl.spec.sentence import Pooling, read_sentence
 from llmctl.spec.sizes import shapes
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 Source = Callable[[str], Tensor]
 _VERSION = 2  # of the layouts of blocks
-_MEAN = 1  # how a text's vector is made of its tokens'
+_POOLINGS: dict[Pooling, int] = {"mean": 1, "cls": 2, "last": 3}
 
 
 def export(
@@ -54,7 +55,7 @@ def export(
     config = checkpoint.config
     plan = GgufPlan.of(config, how.type, _lengthened(config))
     keys, notes = vocabulary(checkpoint.tokenizer(), config, checkpoint.generation)
-    header = _header(plan, {MADE: made, **_keys(plan, config, how), **keys}, Path(file.name))
+    header = _header(plan, {MADE: made, **_keys(plan, config, how), **_pooling(path, plan), **keys}, Path(file.name))
     header.write_header_to_file(Path(file.name))
     header.write_kv_data_to_file()
     header.write_ti_data_to_file()
@@ -127,13 +128,20 @@ def _keys(plan: GgufPlan, config: ModelConfig, how: ExportConfig) -> dict[str, o
     if graph.parallel:
         keys[f"{arch}.use_parallel_residual"] = config.parallel
     if config.kind == "encoder":
-        keys |= {f"{arch}.attention.causal": False, f"{arch}.pooling_type": _MEAN}
+        keys[f"{arch}.attention.causal"] = False
     if config.kind == "encoder-decoder":
         keys[f"{arch}.decoder_block_count"] = config.layers
         keys[f"{arch}.attention.relative_buckets_count"] = config.relative_buckets
         if config.opens is not None:
             keys[f"{arch}.decoder_start_token_id"] = config.opens
     return keys
+
+
+def _pooling(path: Path, plan: GgufPlan) -> dict[str, object]:
+    """How a text's vector is made of its tokens', of an encoder."""
+    if plan.graph.kind != "encoder":
+        return {}
+    return {f"{plan.graph.name}.pooling_type": _POOLINGS[read_sentence(path).pooling or "mean"]}
 
 
 def _turning(plan: GgufPlan, config: ModelConfig) -> dict[str, object]:
