@@ -151,7 +151,7 @@ def _said(
     family = family_read(config)
     named = {family.in_class(matrix.module): grids[matrix.ours[0]] for matrix in matrices}
     others = [family.in_class(site.theirs) for site in sites(config, family) if not site.table]
-    left = [name for name in (*others, *head_names(config)) if name not in named]
+    left = [name for name in (*others, *head_names(config)) if family.in_class(name) not in named]
     left = list(dict.fromkeys([*left, *map(family.bare, left)]))
     classes = list(dict.fromkeys(kind for matrix in matrices if (kind := module_kind(matrix.rule))))
     said = quantized_json(quant.form, named, classes, left, SPELLED[dtype])

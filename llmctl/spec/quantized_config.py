@@ -268,7 +268,9 @@ def _read_awq(said: dict[str, Any], wrong: list[str]) -> Quantized:
         wrong.append("zero_point false")
     if str(said.get("version", said.get("format", "gemm"))).lower() != "gemm":
         wrong.append(f"version {said.get('version', said.get('format'))!r}")
-    return Quantized("awq", (Group(("Linear",), Coding("awq", Grid("int", 4, max(0, size), False))),), sure=False)
+    return Quantized(
+        "awq", (Group(("Linear", "Conv1D"), Coding("awq", Grid("int", 4, max(0, size), False))),), sure=False
+    )
 
 
 def _read_bitsandbytes(said: dict[str, Any], wrong: list[str]) -> Quantized:

@@ -53,15 +53,14 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     values = torch.empty(rows, 32 * (width + more) // bits, dtype=torch.uint8, device=words.device)
     step = max(1, BLOCK // max(1, count)) if words.device.type == "cpu" else max(1, rows)
     for start in range(0, rows, step):
-        some = words[start : start + step].contiguous()
+        some = F.pad(words[start : start + step], (0, more)).flatten()  # or a single column keeps an odd stride
         if bits in _WHOLE:
-            lanes = some.view(_WHOLE[bits]).to(torch.int64)  # (O, N / 8); what lies above is not looked at
+            lanes = some.view(_WHOLE[bits]).to(torch.int64)  # (O N / 8,); what lies above is not looked at
         else:
-            some = F.pad(some, (0, more)).view(torch.uint8).view(-1, bits)
-            lanes = F.pad(some, (0, 8 - bits)).view(torch.int64).view(-1, values.shape[1] // 8)
+            lanes = F.pad(some.view(torch.uint8).view(-1, bits), (0, 8 - bits)).view(torch.int64).flatten()
         for half in reversed(_LANES):
             lanes = _apart(lanes, half, bits * half // 8)
-        values[start : start + step] = lanes.view(torch.uint8)
+        values[start : start + step] = lanes.view(torch.uint8).view(-1, values.shape[1])
     return values[:, :count]
 
 
