@@ -6,12 +6,21 @@ import torch
 from torch import Tensor
 
 from llmctl.core.compress.frozen import StandIn, product
-from llmctl.core.compress.quant.grid import FP8_MOST, Codes, dense
-from llmctl.core.compress.quant.kernels import Bytes, Nibbles, block_rows, bytes_are_fast, group_of, token_scales
+from llmctl.core.compress.quant.grid import BIAS, E2M1, FP8_MOST, Codes, dense
+from llmctl.core.compress.quant.kernels import (
+    Bytes,
+    Nibbles,
+    block_rows,
+    bytes_are_fast,
+    group_of,
+    looked_up,
+    token_scales,
+)
 from llmctl.core.model.layers import Linear
 from llmctl.spec.quant import Grid
 
-FEW = 64  # rows up to which a kernel of 4 bits is faster than one product with a matrix that is made for it
+FEW = 96  # rows up to which a kernel of 4 bits is faster than one product with a matrix that is made for it
+HALVES = [round(2 * value) for value in E2M1]
 EXACT = 4  # rows up to which it multiplies float32, too: those of a step, where nothing else is fast
 
 
@@ -152,6 +161,83 @@ class NibblesLinear(CodedLinear):
         return made if made is None or self.bias is None else made.add_(self.bias)
 
 
+class PlanesLinear(CodedLinear):
+    """Whole numbers of more than 4 bits by groups, and e2m1, on a CPU: each is the sum of two numbers of 4 bits."""
+
+    @classmethod
+    def fits(cls, codes: Codes, grid: Grid, shape: tuple[int, int]) -> bool:
+        """Rows in sixteens, groups of a multiple of 32 columns; inputs as they are."""
+        fit = grid.kind in ("int", "mxfp4") and not grid.dynamic and shape[0] % 16 == 0 and block_rows() > 0
+        return fit and group_of(shape[1], shape[1] // codes.scale.shape[1]) is not None
+
+    def hold(self, codes: Codes) -> None:
+        """Take the codes."""
+        self.register_buffer("weight_scale", codes.scale)
+        self.register_buffer("weight_zero", codes.zero)
+        self.group, values = grouped(self._plain(codes), self.in_features)
+        if self.grid.kind == "mxfp4":
+            table = torch.tensor(HALVES + [-half for half in HALVES], dtype=torch.int8)
+            halves = table[codes.codes.int()]
+            first = halves.clamp(-8, 7)
+            second = halves - first
+            lost = codes.codes == 8  # -0 is to be known again
+            planes, scales = (first - lost.to(torch.int8), second + lost.to(torch.int8)), (values, values)
+        else:
+            planes = codes.codes >> 4, (codes.codes & 15) - 8  # a code is 16 times the first, and the second, and 8
+            scale, shift = values.float().unbind(-1)
+            high, low = (16 * scale, shift + 8 * scale), (scale, torch.zeros_like(scale))
+            scales = tuple(torch.stack(pair, -1).bfloat16() for pair in (high, low))
+        packed = [Nibbles.of(plane, scale, self.group) for plane, scale in zip(planes, scales, strict=True)]
+        self.register_buffer("weight_packed", torch.stack([plane.packed for plane in packed]))
+        self.register_buffer("weight_values", torch.stack([plane.values for plane in packed]))
+
+    def _plain(self, codes: Codes) -> Codes:
+        """Codes whose scales are numbers: of e2m1 what half a unit stands for."""
+        if self.grid.kind != "mxfp4":
+            return codes
+        return Codes(codes.codes, torch.exp2(codes.scale.float() - BIAS - 1), None)
+
+    @property
+    def planes(self) -> list[Nibbles]:
+        """The weight as the kernel takes it."""
+        pairs = zip(self.weight_packed, self.weight_values, strict=True)
+        return [Nibbles(packed, values, self.group) for packed, values in pairs]
+
+    def codes(self) -> Codes:
+        """The weight as it was given."""
+        first, second = (plane.numbers for plane in self.planes)
+        if self.grid.kind != "mxfp4":
+            return Codes(16 * first + second + 8, self.weight_scale, self.weight_zero)
+        halves = first + second
+        places = torch.zeros(HALVES[-1] + 1, dtype=torch.uint8)
+        places[HALVES] = torch.arange(len(HALVES), dtype=torch.uint8)
+        negative = (halves < 0) | ((halves == 0) & (second != 0))
+        return Codes(places[halves.abs().int()] | negative.to(torch.uint8) << 3, self.weight_scale, None)
+
+    def swift(self, x: Tensor) -> Tensor | None:
+        """The product (N, O) of x (N, I) and the bias, in its dtype, by bf16 arithmetic; None: many rows of float32."""
+        if x.dtype == torch.float32 and x.shape[0] > EXACT:
+            return None
+        given, (first, second) = x.bfloat16(), self.planes
+        if x.shape[0] <= FEW // 2:
+            made = first.product(given).float() + second.product(given)
+        else:
+            made = given @ first.dense().add_(second.dense())
+        return (made if self.bias is None else made + self.bias).to(x.dtype)
+
+
+class FloatsLinear(CodedLinear):
+    """Weights in e4m3 on a CPU: no kernel multiplies them, but they are made dense faster than by torch's cast."""
+
+    @classmethod
+    def fits(cls, codes: Codes, grid: Grid, shape: tuple[int, int]) -> bool:
+        """Columns in pairs, one scale a row."""
+        return grid.kind == "fp8" and shape[1] % 2 == 0 and codes.scale.shape[1] == 1
+
+    def _made(self, dtype: torch.dtype) -> Tensor:
+        return looked_up(self.weight_codes, self.weight_scale, dtype)
+
+
 def grouped(codes: Codes, columns: int) -> tuple[int, Tensor]:
     """The group that kernels of 4 bits take for a matrix of so many columns, and `Nibbles.values`."""
     group = group_of(columns, columns // codes.scale.shape[1])
@@ -178,6 +264,6 @@ def _cuda() -> "tuple[type[CodedLinear], ...]":
 
 # Kernels of each kind of device, those that read least first.
 KERNELS: dict[str, Callable[[], tuple[type[CodedLinear], ...]]] = {
-    "cpu": lambda: (NibblesLinear, BytesLinear),
+    "cpu": lambda: (NibblesLinear, BytesLinear, PlanesLinear, FloatsLinear),
     "cuda": _cuda,
 }

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from llmctl.core.compress.quant.grid import dense, quantise
 from llmctl.core.compress.quant.kernels import LIFT, MOST, Nibbles, block_rows, bytes_are_fast
-from llmctl.core.compress.quant.linear import BytesLinear, CodedLinear, NibblesLinear, held
+from llmctl.core.compress.quant.linear import BytesLinear, CodedLinear, FloatsLinear, NibblesLinear, PlanesLinear, held
 from llmctl.core.compress.quant.quicken import quicken
 from llmctl.core.decode.generate import generate
 from llmctl.core.model.init import initialise
@@ -68,7 +68,7 @@ def test_products_of_any_number_of_rows_are_those_of_the_dense_matrix(name, dtyp
             with torch.no_grad():
                 wanted = linear.rounded(x).double() @ exact.t() + source.bias.double()
                 error = ((linear(x).double() - wanted).norm(dim=1) / wanted.norm(dim=1)).max().item()
-            loose = isinstance(linear, NibblesLinear) or (grid.dynamic and dtype == torch.bfloat16)
+            loose = isinstance(linear, NibblesLinear | PlanesLinear) or (grid.dynamic and dtype == torch.bfloat16)
             assert error < (2 * BY_BF16 if loose else CLOSE[dtype]), (shape, rows)
 
 
@@ -80,7 +80,7 @@ def test_the_kernel_is_chosen_by_shape_and_grid_and_shapes_that_crash_it_have_no
     """`_weight_int8pack_mm` ends the process or gives wrong numbers where columns are no multiple of 16."""
     kind = {
         (name, shape): type(made(GRIDS[name], shape, torch.bfloat16)[2])
-        for name in ("int8", "int4", "int4 by row", "w8a8")
+        for name in ("int8", "int4", "int4 by row", "w8a8", "int8 in groups", "mxfp4", "fp8", "nf4")
         for shape in ((64, 256), (33, 256))
     }
     four = NibblesLinear if block_rows() else CodedLinear
@@ -88,6 +88,10 @@ def test_the_kernel_is_chosen_by_shape_and_grid_and_shapes_that_crash_it_have_no
     assert kind["int4", (64, 256)] is kind["int4 by row", (64, 256)] is four
     assert kind["int4", (33, 256)] is CodedLinear
     assert kind["int8", (64, 256)] is kind["int8", (33, 256)] is kind["w8a8", (33, 256)] is eight
+    planes = PlanesLinear if block_rows() else CodedLinear
+    assert kind["int8 in groups", (64, 256)] is kind["mxfp4", (64, 256)] is planes
+    assert kind["fp8", (33, 256)] is FloatsLinear
+    assert kind["nf4", (64, 256)] is kind["mxfp4", (33, 256)] is CodedLinear
     for rows, columns in ((64, 24), (64, 63), (33, 65), (1, 1), (7, 13), (100, 2056)):
         _, codes, linear = made(INT8, (rows, columns), torch.bfloat16, bias=False)
         x = torch.randn(5, columns).bfloat16()
