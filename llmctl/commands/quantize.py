@@ -1,5 +1,6 @@
 """quantize: a checkpoint with its weights in few bits, or in another type."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,9 +140,12 @@ def _made(
         with console.progress(len(plan.matrices), "matrices", plan.quant.method) as progress:
             dtype = place.dtype if compute.dtype == "fp32" else None
             return {}, run.with_data(plan, partial, seen, rounding, place.device, dtype, progress.update)
-    total = sum(one.before for one in plan.matrices.values())
+    total, start = sum(one.before for one in plan.matrices.values()), time.monotonic()
     with console.progress(total, "bytes", plan.quant.method) as progress:
-        return {}, run.stream(plan, partial, run.workers(compute.threads, place.device), place.device, progress.update)
+        threads = run.workers(compute.threads, place.device)
+        layers = run.stream(plan, partial, threads, place.device, progress.update)
+    read = sum(part["bytes_before"] for part in plan.groups.values())
+    return {"bytes_per_second": round(read / (time.monotonic() - start))}, layers
 
 
 def _warn(plan: QuantPlan, console: "Console") -> None:
