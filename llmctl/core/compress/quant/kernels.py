@@ -65,6 +65,11 @@ class Bytes:
         codes = self._packed.to_dense().t()
         return codes if self._span is None else codes[self._span]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its rows as they are held."""
+        return self.codes.nbytes if self._span is not None else self._packed.nbytes
+
     def parts(self, sizes: list[int]) -> "list[Bytes]":
         """Runs of so many rows; each multiplies with all of them and takes its own."""
         ends = list(accumulate(sizes))
