@@ -131,6 +131,6 @@ def _features(
         total += rows * tokens * teacher.width * e * (teacher.stacks[stack] + 1)
         if distill.hidden or distill.embedding:
             total += 12 * rows * tokens * teacher.width * (student.stacks[stack] + 1)
-        layers = student.stacks[stack] if distill.attention else 1 if distill.relations else 0
-        total += (12 + 8 * bool(distill.relations)) * layers * rows * max(student.heads, teacher.heads) * tokens**2
+        pairs = rows * max(student.heads, teacher.heads) * tokens**2
+        total += (12 * student.stacks[stack] * bool(distill.attention) + 36 * bool(distill.relations)) * pairs
     return total

@@ -62,6 +62,8 @@ class Response:
         if said is not None:
             with torch.no_grad():
                 teacher = scores_of(self.teacher, said[asked])
+        if torch.is_grad_enabled() and not (self.config.soft or self.config.hard):
+            return Loss(torch.zeros((), device=hidden.device), batch.scored, {})
         if not torch.is_grad_enabled():
             return self._measured(batch, student, teacher, targets, everywhere)
         soft, hard = self._weights(batch, student, teacher, asked)

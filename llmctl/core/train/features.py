@@ -20,6 +20,8 @@ from llmctl.core.train.objectives import Loss
 from llmctl.spec.distill import DistillConfig, check_insides
 from llmctl.spec.model import ModelConfig
 
+HIDDEN = -1e30  # the score of a key that is not seen: its weight is 0, and no difference of two is NaN
+
 
 class Heads(NamedTuple):
     """What the attention of one layer was given: q (B, H, T, D), k and v (B, Hkv, T, D), its mask, scale and cap."""
@@ -103,7 +105,8 @@ class Compared:
             theirs = look_inside(self.teacher, batch, {s: [n for _, n in pairs] for s, pairs in taught.items()})
         ours = look_inside(pupil.student, batch, {s: [m for m, _ in pairs] for s, pairs in taught.items()})
         last = pupil.student.config.last_stack
-        loss = self.response.of(pupil.student, batch, ours[last].hidden[-1], theirs[last].hidden[-1])
+        said = theirs[last].hidden[-1] if self.config.soft or not torch.is_grad_enabled() else None
+        loss = self.response.of(pupil.student, batch, ours[last].hidden[-1], said)
         total = loss.total
         for stack, one in ours.items():
             places = self._inside(pupil, stack, one, theirs[stack])  # (B, T)
@@ -199,26 +202,41 @@ def relations_apart(ours: Heads, theirs: Heads) -> Tensor:
     The mean over the heads. Where the models have other numbers of heads, both are cut into as many as fit both.
     """
     seen = _seen(ours) & _seen(theirs)
-    if ours.q.shape[1] == theirs.q.shape[1]:
-        mine, taught = ([_scores(one), _products(_wide(one.v, one), _wide(one.v, one))] for one in (ours, theirs))
-    else:
-        sizes = [one.q.shape[1] * one.q.shape[3] for one in (ours, theirs)]
-        common = math.gcd(*sizes)
-        heads = max(n for n in range(1, theirs.q.shape[1] + 1) if common % n == 0)
-        mine, taught = (_cut_anew(one, heads) for one in (ours, theirs))
+    heads = theirs.q.shape[1]
+    if ours.q.shape[1] != heads:
+        common = math.gcd(*(one.q.shape[1] * one.q.shape[3] for one in (ours, theirs)))
+        heads = max(n for n in range(1, heads + 1) if common % n == 0)
         seen = seen[:, :1]  # what is not seen is so in every head
     total = torch.zeros((), device=ours.q.device)
-    for x, y in zip(mine, taught, strict=True):
-        logq, logp = (F.log_softmax(scores.masked_fill(~seen, -1e30), dim=-1) for scores in (x, y))
-        total = total + (logp.exp() * (logp - logq)).sum(-1).mean(1)  # (B, T)
+    for relation in (_of_keys, _of_values):
+        with torch.no_grad():
+            logp = F.log_softmax(relation(theirs, heads).masked_fill_(~seen, HIDDEN), dim=-1)
+            p = logp.exp()
+            total = total + (logp.mul_(p)).sum(-1).mean(1)  # (B, T)
+            del logp
+        logq = F.log_softmax(relation(ours, heads).masked_fill_(~seen, HIDDEN), dim=-1)
+        total = total - (p * logq).sum(-1).mean(1)
     return total
 
 
-def _cut_anew(one: Heads, heads: int) -> list[Tensor]:
-    """Scores of queries to keys and of values to values in so many heads, (B, heads, T, T) each."""
-    flat = [x.transpose(1, 2).flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2) for x in
-            (one.q, _wide(one.k, one), _wide(one.v, one))]  # fmt: skip
-    return [_products(flat[0], flat[1]), _products(flat[2], flat[2])]
+def _of_keys(one: Heads, heads: int) -> Tensor:
+    """Scores of queries to keys in so many heads, (B, heads, T, T) float32: the layer's own where it has so many."""
+    if one.q.shape[1] == heads:
+        return _scores(one)
+    return _products(_cut_anew(one.q, heads), _cut_anew(_wide(one.k, one), heads))
+
+
+def _of_values(one: Heads, heads: int) -> Tensor:
+    """The same of values to values."""
+    v = _cut_anew(_wide(one.v, one), heads)
+    return _products(v, v)
+
+
+def _cut_anew(x: Tensor, heads: int) -> Tensor:
+    """(B, H, T, D) as so many heads of H D / heads channels each."""
+    if x.shape[1] == heads:
+        return x
+    return x.transpose(1, 2).flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def _products(x: Tensor, y: Tensor) -> Tensor:

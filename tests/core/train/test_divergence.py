@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmctl.core.data.batch import IGNORE
 from llmctl.core.train import cross_entropy
@@ -158,3 +159,23 @@ def test_what_is_measured_beside_is_the_nll_and_the_kl():
         F.cross_entropy(z, targets, ignore_index=IGNORE, reduction="sum").item(), rel=1e-5
     )
     assert kl.item() == pytest.approx(plain(z, said, "forward-kl", None).sum().item(), rel=1e-5)
+
+
+def test_no_more_than_a_chunk_of_distributions_is_ever_there():
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            made = function(*args, **(kwargs or {}))
+            for one in made if isinstance(made, tuple) else (made,):
+                largest = max(largest, one.numel() if isinstance(one, torch.Tensor) else 0)
+            return made
+
+    student, teacher, one = made(rows=640), made(rows=640, seed=1), torch.ones(640)
+    targets = torch.zeros(640, dtype=torch.int64)
+    with Sizes():
+        for k in (0, 5):
+            aim = Aim("jsd", 0.5, 2.0, "rest", VOCAB)
+            linear_divergence(student, teacher, targets, aim, one, one, k).backward()
+    assert largest == max(64 * VOCAB, 640 * 12)  # a chunk, or the features themselves
