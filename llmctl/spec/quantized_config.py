@@ -94,7 +94,7 @@ def quantized(json: Mapping[str, Any]) -> Quantized | None:
     method = said.get("quant_method") if isinstance(said, dict) else None
     if method is None and isinstance(said, dict):
         method = next((one for one in ("bitsandbytes",) if said.get("load_in_4bit") or said.get("load_in_8bit")), None)
-    if method not in _READERS:
+    if not isinstance(method, str) or method not in _READERS:
         known = ", ".join(_READERS)
         raise _refused([f"quant_method {method!r} (known: {known})"])
     wrong: list[str] = []
@@ -150,8 +150,8 @@ _FORMATS = {
 def _read_compressed(said: dict[str, Any], wrong: list[str]) -> Quantized:
     """Source: QuantizationConfig, QuantizationScheme and QuantizationArgs of compressed-tensors 0.20."""
     sparse = said.get("sparsity_config") or {}
-    if sparse.get("format", "dense") not in _PLAIN:
-        wrong.append(f"sparsity_config of format {sparse['format']!r}")
+    if not isinstance(sparse, dict) or sparse.get("format", "dense") not in _PLAIN:
+        wrong.append(f"sparsity_config of format {sparse['format'] if isinstance(sparse, dict) else sparse!r}")
     for key in ("kv_cache_scheme", "transform_config"):
         if said.get(key):
             wrong.append(key)
@@ -186,6 +186,15 @@ def _compressed(name: str, group: dict[str, Any], everywhere: str | None, wrong:
         return None
     kind, bits, symmetric = weights.get("type", "int"), weights.get("num_bits", 8), weights.get("symmetric", True)
     size, block = weights.get("group_size"), weights.get("block_structure")
+    types = {
+        "type": (kind, str),
+        "num_bits": (bits, int),
+        "symmetric": (symmetric, bool),
+        "group_size": (size or 0, int),
+    }
+    if odd := [f"{name}: {key} {value!r}" for key, (value, kind_) in types.items() if type(value) is not kind_]:
+        wrong += odd
+        return None
     usual = "tensor" if size is None else "group" if size > 0 else "channel"
     strategy = weights.get("strategy") or usual
     grids = {("int", n): "int" for n in range(1, 9)} | {("float", 8): "fp8", ("float", 4): "mxfp4"}
@@ -193,8 +202,9 @@ def _compressed(name: str, group: dict[str, Any], everywhere: str | None, wrong:
         problems.append(f"weights of type {kind!r}, num_bits {bits!r}, strategy {strategy!r}, group_size {size!r}")
     if strategy not in ("tensor", "channel", "group", "block"):
         problems.append(f"strategy {strategy!r}")
-    if strategy == "block" and not (isinstance(block, list) and len(block) == 2):
-        problems.append(f"block_structure {block!r}")
+    sizes = isinstance(block, list) and len(block) == 2 and all(type(one) is int and one > 0 for one in block)
+    if (strategy == "block" and not sizes) or (strategy == "group" and (size or 0) < 1):
+        problems.append(f"block_structure {block!r}, group_size {size!r}")
     if weights.get("dynamic"):
         problems.append("dynamic weights")
     if weights.get("actorder") not in (None, False, "weight", "static"):
@@ -222,7 +232,7 @@ def _layout(form: str | None, kind: str, bits: int, inputs: bool) -> str | None:
             "mxfp4-pack-quantized" if (kind, bits) == ("float", 4) else "float-quantized" if kind == "float" else None
         )
         form = form or ("int-quantized" if inputs else "pack-quantized")
-    return _FORMATS.get(form, form)
+    return _FORMATS.get(form, form) if isinstance(form, str) else repr(form)
 
 
 def _by_token(inputs: Any, kind: str) -> bool:
@@ -250,7 +260,11 @@ def _read_gptq(said: dict[str, Any], wrong: list[str]) -> Quantized:
         return Coding("gptq", Grid("int", bits, max(0, size), False), shifted=form == "gptq")
 
     groups = []
-    for pattern, changes in (said.get("dynamic") or {}).items():
+    dynamic = said.get("dynamic") or {}
+    if not isinstance(dynamic, dict) or not all(isinstance(one, dict) for one in dynamic.values()):
+        wrong.append(f"dynamic {dynamic!r}")
+        dynamic = {}
+    for pattern, changes in dynamic.items():
         if not pattern.startswith("-:"):  # those are not in few bits, as their files show
             groups.append(Group((f"re:{pattern.removeprefix('+:')}",), coding({**said, **changes})))
     return Quantized("gptq", (*groups, Group(("Linear", "Conv1D"), coding(said))), sure=False)

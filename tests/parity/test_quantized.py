@@ -245,6 +245,11 @@ UNKNOWN = {
         "config_groups": {"first": group({"num_bits": 8}, output_activations={"num_bits": 8})},
     },
     "first: actorder 'group'": {**GROUPS, "config_groups": {"first": group({"num_bits": 4, "actorder": "group"})}},
+    "dynamic [1]": {**SAID, "dynamic": [1]},
+    "group_size 'y'": {**GROUPS, "config_groups": {"first": group({"num_bits": 4, "group_size": "y"})}},
+    "quant_method ['gptq']": {"quant_method": ["gptq"]},
+    "sparsity_config of format [3]": {**GROUPS, "sparsity_config": [3]},
+    "'re:(', which is no pattern": {**GROUPS, "config_groups": {"first": group({"num_bits": 8}, ("re:(",))}},
     "strategy 'tensor_group'": {
         **GROUPS,
         "config_groups": {"first": group({"num_bits": 4, "strategy": "tensor_group", "group_size": 16})},
@@ -258,7 +263,7 @@ def test_what_is_not_understood_of_a_quantization_is_refused_by_name(what, tmp_p
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": UNKNOWN[what]}))
     with pytest.raises(UserError) as caught:
-        Checkpoint.open(tmp_path)
+        Checkpoint.open(tmp_path).model()
     assert what in caught.value.problem
 
 

@@ -16,8 +16,10 @@ from llmctl.core.compress.quant.grid import Codes
 from llmctl.core.compress.quant.layouts import encode
 from llmctl.errors import Exit, UserError
 from llmctl.spec.coding import BLOCK
+from llmctl.spec.names import Name
 from llmctl.spec.quant import Grid, QuantConfig
 from llmctl.spec.quant_files import Matrix, QuantFiles
+from llmctl.spec.safetensors import TensorInfo
 from llmctl.spec.sizes import shapes
 
 
@@ -132,7 +134,7 @@ class QuantWriter:
         parts = split(matrix.rule, self._stream.tensor(matrix.info), rows, self.files.config.heads)
         return parts[matrix.ours.index(ours)]
 
-    def _whole(self, rule, info) -> Tensor:
+    def _whole(self, rule: Name, info: TensorInfo) -> Tensor:
         """A tensor of numbers as it is written."""
         stored = self._stream.tensor(info)
         if not any(name in self._changed for name in rule.ours):
