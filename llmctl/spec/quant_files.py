@@ -155,7 +155,7 @@ def _said(
     left = list(dict.fromkeys([*left, *map(family.bare, left)]))
     classes = list(dict.fromkeys(kind for matrix in matrices if (kind := module_kind(matrix.rule))))
     said = quantized_json(quant.form, named, classes, left, SPELLED[dtype])
-    if quant.form == "compressed-tensors" and not quant.grid.dynamic and (family.touched or not quant.grid.symmetric):
+    if quant.form == "compressed-tensors" and not quant.grid.dynamic and family.touched:
         said["dequantize"] = True  # else transformers does not open it
     return said
 
