@@ -73,6 +73,9 @@ def distill(
     if layers and "quantization_config" in read_config_json(teacher):
         hint = "Name a STUDENT, or add --start fresh."
         raise UserError(f"{teacher} is quantized: its layers cannot be trained further.", hint, Exit.MISMATCH)
+    if distilling.cache is not None and text == "-":
+        problem = "--cache keeps answers to a text that can be told from others; stdin cannot."
+        raise UserError(problem, "Put the text into a file.", Exit.USAGE)
     config = config.fitted(layers == {}, shape.width)
     inputs = [teacher, *([start] if start else []), text, *([judging.eval] if judging.eval else [])]
     state = 12 * parameters(shape)
