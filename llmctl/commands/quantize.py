@@ -10,6 +10,7 @@ import typer
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, Written, expand, invocation, model_path
 from llmctl.spec.calibration import Calibration, Rounding
+from llmctl.spec.idle import changed, check_idle
 from llmctl.spec.judging import Judging
 from llmctl.spec.layout import Output
 from llmctl.spec.memory import gib
@@ -48,6 +49,7 @@ def quantize(
     check_seed(seed)
     source = model_path(model)
     _check_texts(quant, seen, data)
+    _check_idle(quant, seen, rounding, tuning, judging, seed)
     plan = QuantPlan.of(source, quant)
     texts = [text for text in (data, seen.calibration, judging.eval) if text is not None]
     inputs, trains = [source, *texts], quant.method == "qat"
@@ -108,6 +110,23 @@ def _check_texts(quant: QuantConfig, seen: Calibration, data: str | None) -> Non
             "Text to look at is --calibration TEXT, text to measure on --eval TEXT.",
             Exit.USAGE,
         )
+
+
+def _check_idle(
+    quant: QuantConfig, seen: Calibration, rounding: Rounding, tuning: Tuning, judging: Judging, seed: int
+) -> None:
+    """Whether something looks at every option that was given.
+
+    Raises:
+        UserError: nothing does.
+    """
+    flags = [] if quant.method == "qat" else [*changed(tuning), *(["--seed"] if seed else [])]
+    if not quant.calibrated:
+        flags += changed(seen, ("calibration",))
+    check_idle([*flags, *changed(rounding, rounding.used(quant.method))], f"--method {quant.method}")
+    if judging.eval is None:
+        silent = ("eval", "fail_under", *(("speed_tokens",) if not judging.speed_tokens else ()))
+        check_idle(changed(judging, silent), "no --eval TEXT")
 
 
 def _made(

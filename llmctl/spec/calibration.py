@@ -53,3 +53,12 @@ class Rounding:
             raise UserError(f"--damp is {self.damp:g}, wanted a number more than 0, such as 0.01.", code=Exit.USAGE)
         if not 0 <= self.migration <= 1:
             raise UserError(f"--migration is {self.migration:g}, wanted 0 to 1.", code=Exit.USAGE)
+
+    def used(self, method: str) -> tuple[str, ...]:
+        """Its fields that a method of quantization looks at."""
+        solved = ("damp", "act_order") if "gptq" in (method, self.round) else ()
+        return {
+            "gptq": solved,
+            "awq": ("round", *solved),
+            "smoothquant": ("round", "migration", *solved),
+        }.get(method, ())

@@ -101,7 +101,8 @@ class QuantConfig:
         "mse for gptq, else none.",
     ] = None
     layout: Annotated[
-        Form | None, "How OUT stores it; default: compressed-tensors, for nf4 bitsandbytes. gptq, awq: int4."
+        Form | None,
+        "How OUT stores it; default: compressed-tensors, for nf4 bitsandbytes. gptq: int8, int4, int2; awq: int4.",
     ] = None
     keep: Annotated[
         tuple[str, ...], "Modules that stay as they are: a shell pattern, such as mlp.down or decoder.layers.0; repeat."
@@ -121,6 +122,13 @@ class QuantConfig:
         of = f"--scheme {self.scheme}"
         return [
             (f"{of} is a cast, which --method {self.method} does not fit", cast and self.method != "rtn"),
+            (f"--keep leaves nothing out of {of}, which is of all tensors", cast and bool(self.keep)),
+            (f"--head says nothing beside {of}, which is of all tensors", cast and self.head),
+            (f"--symmetric does not fit {of}", cast and self.symmetric is True),
+            (
+                "--clip mse does not fit --method awq, which has a search of its own",
+                self.method == "awq" and self.clip == "mse",
+            ),
             (f"--group-size is {self.group_size}, wanted 0 or more", (self.group_size or 0) < 0),
             (f"--group-size does not fit {of}", self.group_size is not None and not whole),
             (f"--no-symmetric does not fit {of}", self.symmetric is False and not self.scheme.startswith("int")),
@@ -129,7 +137,10 @@ class QuantConfig:
                 f"--method {self.method} rounds to whole numbers, not {of}",
                 self.method in WHOLE and not whole and not cast,
             ),
-            (f"--layout {self.layout} does not fit {of}", self.scheme not in LAID.get(self.layout, (self.scheme,))),
+            (
+                f"--layout {self.layout} does not fit {of}",
+                self.layout is not None and (cast or self.scheme not in LAID.get(self.layout, (self.scheme,))),
+            ),
             (f"--layout {self.layout} does not fit {of}", self.scheme == "nf4" and self.form != "bitsandbytes"),
         ]
 

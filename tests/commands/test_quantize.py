@@ -120,6 +120,12 @@ def test_a_dry_run_tells_sizes_and_writes_nothing(model, run, tmp_path):
         (["--group-size", "48"], 4, "do not divide by it"),
         (["--keep", "nonsense"], 2, "--keep nonsense is no matrix"),
         (["--fail-under", "kept=0.9"], 2, "needs --eval"),
+        (["--steps", "9", "--seed", "1", "--damp", "0.1"], 2, "--steps, --seed, --damp say nothing beside --method rtn"),
+        (["--method", "awq", "--calibration", "x", "--damp", "0.1"], 2, "--damp says nothing beside --method awq"),
+        (["--method", "awq", "--calibration", "x", "--clip", "mse"], 2, "a search of its own"),
+        (["--calibration-tokens", "99"], 2, "--calibration-tokens says nothing"),
+        (["--eval-tokens", "99"], 2, "--eval-tokens says nothing beside no --eval"),
+        (["--scheme", "bf16", "--keep", "mlp", "--layout", "compressed-tensors"], 2, "--layout compressed-tensors"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(model, run, tmp_path, options, code, words):
