@@ -113,18 +113,38 @@ class BytesLinear(CodedLinear):
         return grid.kind == "int" and codes.scale.shape[1] == 1 and bytes_are_fast()
 
     def hold(self, codes: Codes) -> None:
-        """Take the codes."""
-        self.register_buffer("weight_scale", codes.scale)
-        self.register_buffer("weight_zero", codes.zero)
-        self.matrix = Bytes(codes.codes, codes.scale[:, 0], None if codes.zero is None else codes.zero[:, 0])
+        """Take the codes; they are packed when they are first multiplied, or with others."""
+        super().hold(codes)
+        self._matrix: Bytes | None = None
+
+    @property
+    def matrix(self) -> Bytes:
+        """The weight as the kernel takes it."""
+        if self._matrix is None:
+            self.matrix = packed_bytes([self.codes()])
+        return self._matrix
+
+    @matrix.setter
+    def matrix(self, packed: Bytes) -> None:
+        self._matrix, self.weight_codes = packed, None
 
     def codes(self) -> Codes:
         """The weight as it was given."""
-        return Codes(self.matrix.codes, self.weight_scale, self.weight_zero)
+        codes = self.weight_codes if self._matrix is None else self._matrix.codes
+        return Codes(codes, self.weight_scale, self.weight_zero)
 
     def swift(self, x: Tensor) -> Tensor:
         """The product (N, O) of x (N, I) and the bias, in its dtype."""
         return self.matrix.product(x, self.bias, self.grid.dynamic)
+
+
+def packed_bytes(parts: list[Codes]) -> Bytes:
+    """Matrices with one scale a row as one, below each other; all have zero points or none."""
+    codes, scale = (
+        torch.cat(some) if len(some) > 1 else some[0] for some in zip(*(one[:2] for one in parts), strict=True)
+    )
+    zero = None if parts[0].zero is None else torch.cat([one.zero for one in parts])[:, 0]
+    return Bytes(codes, scale[:, 0], zero)
 
 
 class NibblesLinear(CodedLinear):
@@ -177,7 +197,7 @@ class PlanesLinear(CodedLinear):
         self.group, values = grouped(self._plain(codes), self.in_features)
         if self.grid.kind == "mxfp4":
             table = torch.tensor(HALVES + [-half for half in HALVES], dtype=torch.int8)
-            halves = table[codes.codes.int()]
+            halves = table.index_select(0, codes.codes.reshape(-1).int()).view(codes.codes.shape)
             first = halves.clamp(-8, 7)
             second = halves - first
             lost = codes.codes == 8  # -0 is to be known again

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from llmctl.core.compress.quant.kernels import Bytes, Nibbles, block_rows
-from llmctl.core.compress.quant.linear import BytesLinear, CodedLinear, NibblesLinear, multiplied
+from llmctl.core.compress.quant.kernels import Nibbles, block_rows
+from llmctl.core.compress.quant.linear import BytesLinear, CodedLinear, NibblesLinear, multiplied, packed_bytes
 from llmctl.core.model.layers import Linear
 from llmctl.core.model.transformer import Transformer
 
@@ -65,10 +65,7 @@ class BytesJoint:
 
     def __init__(self, linears: tuple[BytesLinear, ...]):
         self.sizes, self.dynamic = [linear.out_features for linear in linears], linears[0].grid.dynamic
-        held = [linear.codes() for linear in linears]
-        scale, zeros = torch.cat([one.scale[:, 0] for one in held]), [one.zero for one in held]
-        zero = None if zeros[0] is None else torch.cat(zeros)[:, 0]
-        self.matrix = Bytes(torch.cat([one.codes for one in held]), scale, zero)
+        self.matrix = packed_bytes([linear.codes() for linear in linears])
         for linear, part in zip(linears, self.matrix.parts(self.sizes), strict=True):
             linear.matrix = part
 
