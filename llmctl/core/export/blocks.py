@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llmctl.spec.gguf import BLOCKS, TensorType
 
-ROWS = 1 << 20  # weights that are rounded at once: few enough to stay in a cache
+AT_ONCE = 1 << 18  # weights that are rounded at once: few enough to stay in a cache
 _TRIES = 9  # scales on either side of the plain one that Q6_K tries
 _STEPS = 20  # scales that Q4_K tries
 _DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -35,7 +35,7 @@ def packed(matrix: Tensor, type: TensorType) -> np.ndarray:
     if matrix.shape[-1] % size:
         raise ValueError(f"{matrix.shape[-1]} columns are no whole blocks of {size}")
     blocks = matrix.reshape(-1, size)
-    made = [_PACKERS[type](part.float()) for part in blocks.split(max(1, ROWS // size))]
+    made = [_PACKERS[type](part.float()) for part in blocks.split(max(1, AT_ONCE // size))]
     return torch.cat(made).numpy().reshape(-1)
 
 
@@ -81,7 +81,8 @@ def _six(x: Tensor) -> Tensor:
     best, scale = torch.full_like(extreme, -1.0), torch.zeros_like(extreme)
     for step in range(-_TRIES, _TRIES + 1):
         codes = (groups * (-(32 + 0.1 * step) * _inverse(extreme))).round().clamp(-32, 31)
-        along, square = ((weight * a * codes).sum(2, keepdim=True) for a in (groups, codes))
+        weighed = weight * codes
+        along, square = ((weighed * a).sum(2, keepdim=True) for a in (groups, codes))
         gain = torch.where(square > 0, along.square() / square, 0)  # what of the weighted sum of x squared is kept
         scale = torch.where(gain > best, torch.where(square > 0, along / square, 0), scale)
         best = torch.maximum(gain, best)
@@ -122,22 +123,26 @@ def _fitted(groups: Tensor) -> tuple[Tensor, Tensor]:
     span = (high - low).clamp(min=0)
     total, mass = weight.sum(-1, keepdim=True), (weight * groups).sum(-1, keepdim=True)
 
-    def error(scale: Tensor, drop: Tensor, codes: Tensor) -> Tensor:
-        return (weight * (scale * codes - drop - groups).square()).sum(-1, keepdim=True)
-
-    scale, drop = span / 15, -low
-    least = error(scale, drop, ((groups - low) * _inverse(scale)).round().clamp(0, 15))
-    for step in range(_STEPS + 1):
-        codes = ((groups - low) * ((14 + 0.1 * step) * _inverse(span))).round().clamp(0, 15)
-        first, second, along = ((weight * a).sum(-1, keepdim=True) for a in (codes, codes.square(), codes * groups))
+    whole = (weight * groups.square()).sum(-1, keepdim=True)
+    scale, drop, least = span / 15, -low, torch.full_like(span, torch.inf)
+    for step in range(-1, _STEPS + 1):
+        times = 15.0 if step < 0 else 14 + 0.1 * step
+        codes = ((groups - low) * (times * _inverse(span))).round().clamp(0, 15)
+        weighed = weight * codes
+        first = weighed.sum(-1, keepdim=True)
+        second, along = ((weighed * a).sum(-1, keepdim=True) for a in (codes, groups))
         spread = total * second - first.square()
         slope = (total * along - mass * first) * _inverse(spread)
         level = (second * mass - first * along) * _inverse(spread)
         flat = level > 0  # a drop is never negative
         slope = torch.where(flat, along * _inverse(second), slope)
         level = torch.where(flat, 0, level)
-        wrong = error(slope, -level, codes)
-        better = (spread > 0) & (slope > 0) & (wrong < least)
+        if step < 0:  # the plain scale, whatever the squares say
+            slope, level = span / 15, low
+        wrong = slope.square() * second + level.square() * total + whole
+        wrong += 2 * (slope * level * first - slope * along - level * mass)
+        usable = spread > 1e-6 * total * second  # else all codes are alike, and any scale and drop do
+        better = (usable & (slope > 0) & (wrong < least)) if step >= 0 else least == torch.inf
         scale, drop = torch.where(better, slope, scale), torch.where(better, -level, drop)
         least = torch.where(better, wrong, least)
     return scale, drop

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmctl.core.checkpoint.directory import Checkpoint
 from llmctl.core.checkpoint.names import split
-from llmctl.core.checkpoint.stream import Stream
+from llmctl.core.checkpoint.stream import Stream, threaded
 from llmctl.core.export.blocks import packed
 from llmctl.core.export.vocabulary import vocabulary
 from llmctl.core.model.position import rope_frequencies, turning
@@ -62,7 +62,7 @@ def export(
     header.close()
     place = file.seek(0, 2)
     done = 0
-    with _tensors(path, config) as source:
+    with threaded(1), _tensors(path, config) as source:
         for planned in plan.tensors:
             place += file.write(bytes(-place % header.data_alignment))
             place += file.write(_data(planned, source, config).data)
