@@ -111,8 +111,9 @@ class QuantConfig:
 
     def __post_init__(self) -> None:
         if self.clip is None:
-            object.__setattr__(self, "clip", "mse" if self.method == "gptq" and self.scheme not in CASTS else "none")
-        wrong = [text for text, found in self._wrong() if found]
+            searched = self.method == "gptq" and self.scheme.startswith(("int", "w8a8"))  # others are refused
+            object.__setattr__(self, "clip", "mse" if searched else "none")
+        wrong = list(dict.fromkeys(text for text, found in self._wrong() if found))
         if wrong:
             raise UserError("; ".join(wrong) + ".", code=Exit.USAGE)
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.account import account, module_kind, their_shape
-from llmctl.spec.coding import Coding
+from llmctl.spec.coding import BLOCK, Coding
 from llmctl.spec.families import config_of, family_read, read_config_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
 from llmctl.spec.quant import CASTS, Grid, QuantConfig
 from llmctl.spec.quantized_config import DENSE, KEY
 from llmctl.spec.quantized_json import coding_of, quantized_json
-from llmctl.spec.remade import NAMED, SPELLED, check_plain
+from llmctl.spec.remade import NAMED, SPELLED, check_plain, some
 from llmctl.spec.safetensors import BITS, TensorInfo, main_dtype, read_tensors
 from llmctl.spec.sites import head_names, sites
 from llmctl.spec.sizes import shapes
@@ -166,6 +166,12 @@ def _notes(quant: QuantConfig, matrices: list[Matrix]) -> list[str]:
         found.append(
             "transformers does not read compressed-tensors of this family, whose matrices it keeps as Conv1D (it fills "
             "them at random, without a word); llmctl does, and --scheme nf4 is read by both."
+        )
+    odd = [matrix.ours[0] for matrix in matrices if matrix.shape[1] % BLOCK]
+    if quant.form == "bitsandbytes" and odd:
+        found.append(
+            f"bitsandbytes ends with an error on CPUs where columns do not divide by {BLOCK}: {some(odd)}. llmctl reads "
+            "these; --keep leaves them out."
         )
     if quant.scheme == "mxfp4":
         found.append("All that is not mxfp4 is stored in bfloat16, the type in which transformers opens it.")

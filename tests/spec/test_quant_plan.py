@@ -82,3 +82,8 @@ def test_options_that_do_not_fit_are_refused(options):
     with pytest.raises(UserError) as told:
         QuantConfig(**options)
     assert told.value.code == Exit.USAGE
+
+
+def test_matrices_that_bitsandbytes_fails_on_are_named_beforehand(written):  # noqa: F811
+    notes = QuantPlan.of(written("llama"), QuantConfig(scheme="nf4")).notes  # columns: 24 and 40
+    assert any("bitsandbytes ends with an error on CPUs" in note and "attention.q" in note for note in notes)
