@@ -17,6 +17,11 @@ def blocks() -> list[str]:
 def test_the_commands_by_hand_do_what_the_readme_says(tmp_path, shell):
     script = "".join(block for block in blocks() if block.startswith("llmctl"))
     assert script.count("llmctl ") >= 25 and script.count("--steps 400") == 3 and script.count("--epochs 3") == 1
+    script = script.replace("--steps 300", "--steps 3 --batch-tokens 512").replace(
+        "--recover-steps 60", "--recover-steps 2"
+    )
+    script = script.replace("--calibration tokens", "--calibration tokens --calibration-tokens 1024")
+    script = script.replace("--eval tokens", "--eval tokens --eval-tokens 1000 --speed-tokens 4")
     script = script.replace("--steps 400", "--steps 4 --batch-tokens 512")
     script = script.replace("--epochs 3", "--steps 2 --batch-size 4 --limit 30 --eval-tokens 300")
     work = tmp_path / "work"
@@ -25,7 +30,7 @@ def test_the_commands_by_hand_do_what_the_readme_says(tmp_path, shell):
         ["bash", "-euo", "pipefail", "-c", script], cwd=work, env=shell, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert all((work / name / "model.safetensors").is_file() for name in ("base", "tuned", "bert", "t5"))
+    assert all((work / name / "model.safetensors").is_file() for name in ("base", "tuned", "small", "bert", "t5"))
     assert (work / "vectors.jsonl").read_text().count("embedding") == 1
     assert "Traceback" not in done.stderr
 
@@ -34,7 +39,7 @@ def test_the_commands_of_make_and_pip_exist():
     rest = [line for block in blocks() if not block.startswith("llmctl") for line in block.splitlines()]
     targets = re.findall(r"make -C recipes (\w+)", (ROOT / "README.md").read_text())
     makefile = (ROOT / "recipes" / "Makefile").read_text()
-    assert targets == ["quickstart", "test", "summaries", "forgetting", "bert", "t5"] and all(
+    assert targets == ["quickstart", "test", "summaries", "forgetting", "smaller", "bert", "t5"] and all(
         f"\n{target}:" in makefile for target in targets
     )
     assert len(rest) == 3 and rest[-1].startswith("pip install .")
