@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from llmctl.core.compress.quant.quicken import quicken
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.sample import choose, penalise
 from llmctl.core.decode.text import TextStream
@@ -187,6 +188,7 @@ class _State:
         start: tuple[int, ...],
         kv_bits: int,
     ):
+        quicken(model)
         self.model, self.sampling, self.start, self.kv_bits = model, sampling, start, kv_bits
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
