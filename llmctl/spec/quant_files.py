@@ -170,8 +170,8 @@ def _notes(quant: QuantConfig, matrices: list[Matrix]) -> list[str]:
     odd = [matrix.ours[0] for matrix in matrices if matrix.shape[1] % BLOCK]
     if quant.form == "bitsandbytes" and odd:
         found.append(
-            f"bitsandbytes ends with an error on CPUs where columns do not divide by {BLOCK}: {some(odd)}. llmctl reads "
-            "these; --keep leaves them out."
+            f"bitsandbytes ends with an error on CPUs where columns do not divide by {BLOCK}: {some(odd)}. llmctl "
+            "reads these; --keep leaves them out."
         )
     if quant.scheme == "mxfp4":
         found.append("All that is not mxfp4 is stored in bfloat16, the type in which transformers opens it.")

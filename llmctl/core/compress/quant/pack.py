@@ -26,7 +26,8 @@ def pack(values: Tensor, bits: int) -> Tensor:
     packed = torch.empty(rows, words, dtype=torch.int32, device=values.device)
     step = max(1, BLOCK // max(1, count)) if values.device.type == "cpu" else max(1, rows)
     for start in range(0, rows, step):
-        lanes = F.pad(values[start : start + step], (0, -count % 32)).contiguous().view(torch.int64)  # a value a byte
+        some = F.pad(values[start : start + step], (0, -count % 32))
+        lanes = some.flatten().view(torch.int64).view(len(some), -1)  # a value a byte; flat: one row has any stride
         for width in _LANES:
             lanes = _closer(lanes, width, bits * width // 8)
         if bits in _WHOLE:  # as below, and five times as fast

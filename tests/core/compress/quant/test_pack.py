@@ -19,3 +19,5 @@ def test_codes_lie_bit_by_bit_in_words_and_come_back(bits):
         assert torch.equal(unpack(packed, bits, count), values)
         turned = pack(values.t().contiguous().t(), bits)  # as zero points of compressed-tensors come
         assert torch.equal(turned, packed)
+        column = values[:1].t().contiguous().t()  # the zero points of whole rows
+        assert torch.equal(pack(column, bits), packed[:1])
