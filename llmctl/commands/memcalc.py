@@ -69,6 +69,8 @@ def memcalc(
     console = Console(shown)
     if rule == "classic":
         console.say(CLASSIC)
+    if _in_few_bits(Path(name)) and setting.quantize == "none":
+        console.warn(f"{name} is quantized, and is counted as if it were not: --quantize says what its matrices take.")
     console.report(report, None if shown.json else _table(console, config, setting, report))
 
 
@@ -110,6 +112,14 @@ def _config(model: Path | None, shape: Shape, vocab: int | None) -> tuple[ModelC
     if shape.preset is None:
         raise UserError("Neither a model nor --preset is given.", "Name a checkpoint, or add --preset 5m.", Exit.USAGE)
     return shape.config(vocab), f"{shape.preset} ({shape.family})"
+
+
+def _in_few_bits(path: Path) -> bool:
+    """Whether it is a checkpoint that holds its matrices in few bits."""
+    from llmctl.spec.families import read_config_json
+    from llmctl.spec.quantized_config import KEY
+
+    return (path / "config.json").is_file() and bool(read_config_json(path).get(KEY))
 
 
 def _changed(config: ModelConfig, changes: dict[str, Any]) -> ModelConfig:

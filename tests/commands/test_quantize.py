@@ -54,6 +54,8 @@ def test_the_report_says_what_became_of_each_matrix_and_of_all_bytes(model, run,
     assert (again.returncode, again.stdout) == (0, "out\n")
     assert "is up to date" in again.stderr
     assert run("quantize", model, "--scheme", "int4", "-o", "out", "--fail-under", "smaller=9").returncode == 6
+    assert "is counted as if it were not" in run("memcalc", "out", "--mode", "inference").stderr
+    assert run("memcalc", "out", "--mode", "inference", "--quantize", "int4-g64").stderr == ""
     twice = run("quantize", "out", "-o", "twice")
     assert twice.returncode == 4
     assert "out is quantized already" in twice.stderr
@@ -125,7 +127,7 @@ def test_a_dry_run_tells_sizes_and_writes_nothing(model, run, tmp_path):
         (["--method", "awq", "--calibration", "x", "--clip", "mse"], 2, "a search of its own"),
         (["--calibration-tokens", "99"], 2, "--calibration-tokens says nothing"),
         (["--scheme", "mxfp4", "--method", "gptq"], 2, "error: --method gptq rounds to whole numbers, not"),
-        (["--eval-tokens", "99"], 2, "--eval-tokens says nothing beside no --eval"),
+        (["--eval-tokens", "99"], 2, "--eval-tokens says nothing"),
         (["--scheme", "bf16", "--keep", "mlp", "--layout", "compressed-tensors"], 2, "--layout compressed-tensors"),
     ],
 )
