@@ -7,9 +7,10 @@ import typer
 
 from llmctl.errors import Exit, Interrupted, UserError
 from llmctl.flags import Compute, Shown, Written, expand, invocation, model_path
-from llmctl.spec.distill import DistillConfig
+from llmctl.spec.distill import PRESETS, DistillConfig
 from llmctl.spec.distill_plan import DistillPlan
 from llmctl.spec.families import fitted, read_config, read_config_json
+from llmctl.spec.idle import changed, check_idle
 from llmctl.spec.judging import Judging
 from llmctl.spec.layout import Output
 from llmctl.spec.memory import gib
@@ -67,6 +68,8 @@ def distill(
     if start is not None and student.given:
         problem = f"{', '.join(student.given)} cannot change the shape of the student {start}."
         raise UserError(problem, "Leave it out, or leave STUDENT out.", Exit.USAGE)
+    if judging.eval is None and judging.speed_tokens:
+        check_idle(changed(judging, ("eval", "eval_tokens", "fail_under")), "without --eval TEXT")
     old = _checked_teacher(teacher)
     shape, layers = _shape(old, start, student, distilling)
     _fit_for(old, shape, start or teacher, distilling)
@@ -182,6 +185,9 @@ def _fit_for(old: ModelConfig, shape: ModelConfig, name: Path, distilling: Disti
         raise UserError(problem, "Take a checkpoint that has, such as the one it was fine-tuned from.", Exit.MISMATCH)
     if distilling.text != "data" and old.kind == "encoder":
         raise UserError(f"--text {distilling.text}: an encoder writes no text.", "Leave it out.", Exit.MISMATCH)
+    asked = distilling.everywhere and "everywhere" not in PRESETS.get(distilling.preset or "", {})
+    if asked and old.kind != "encoder":
+        check_idle(["--everywhere"], f"to a model of kind {old.kind}, which has no hidden tokens")
     if distilling.features:
         from llmctl.spec.distill import check_insides
 

@@ -10,6 +10,7 @@ from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, Written, expand, invocation, model_path
 from llmctl.spec.calibration import Calibration
 from llmctl.spec.families import read_config, read_config_json
+from llmctl.spec.idle import changed, check_idle
 from llmctl.spec.judging import Judging
 from llmctl.spec.layout import Output
 from llmctl.spec.memory import gib
@@ -53,6 +54,7 @@ def prune(
     config = read_config(source)
     both, cutting = single.asked or not parts.asked, parts.asked
     _check_text(single if both else None, parts if cutting else None, text)
+    _check_idle(single, parts, text, recovery, judging, seed)
     lesson = _lesson(recovery, text, config)
     smaller, along = slimmed(config, parts) if cutting else (config, "")
     names = targets(smaller, single) if both else []
@@ -154,6 +156,35 @@ def _check_text(single: PruneConfig | None, parts: SlimConfig | None, text: Cali
             "Name one with --calibration, or use --rank weight --no-repair.",
             Exit.USAGE,
         )
+
+
+def _check_idle(
+    single: PruneConfig, parts: SlimConfig, text: Calibration, recovery: Recovery, judging: Judging, seed: int
+) -> None:
+    """Whether something looks at every option that was given.
+
+    Raises:
+        UserError: nothing does.
+    """
+    both = single.asked or not parts.asked
+    if not both:
+        check_idle(changed(single), "where parts are cut out, without --sparsity or --pattern")
+    elif not single.mends:
+        check_idle([flag for flag in changed(single) if flag == "--damp"], f"beside --score {single.score}")
+    if not parts.asked:
+        check_idle(changed(parts), "without a part that is cut out")
+    seen = parts.calibrated or (both and single.calibrated)
+    lesson = recovery.recover_steps > 0
+    if not lesson:
+        check_idle(changed(recovery), "without --recover-steps")
+    if not seen:
+        taught = lesson and recovery.recover_data is None
+        check_idle(changed(text, ("calibration",) if taught else ()), "where nothing looks at text")
+    if seed and not (lesson or parts.rank == "random"):
+        check_idle(["--seed"], "without --rank random or --recover-steps")
+    if judging.eval is None:
+        silent = ("eval", "fail_under", *(("speed_tokens",) if not judging.speed_tokens else ()))
+        check_idle(changed(judging, silent), "without --eval TEXT")
 
 
 def _lesson(recovery: Recovery, text: Calibration, config: ModelConfig) -> str | None:

@@ -123,10 +123,10 @@ def _check_idle(
     flags = [] if quant.method == "qat" else [*changed(tuning), *(["--seed"] if seed else [])]
     if not quant.calibrated:
         flags += changed(seen, ("calibration",))
-    check_idle([*flags, *changed(rounding, rounding.used(quant.method))], f"--method {quant.method}")
+    check_idle([*flags, *changed(rounding, rounding.used(quant.method))], f"beside --method {quant.method}")
     if judging.eval is None:
         silent = ("eval", "fail_under", *(("speed_tokens",) if not judging.speed_tokens else ()))
-        check_idle(changed(judging, silent), "no --eval TEXT")
+        check_idle(changed(judging, silent), "without --eval TEXT")
 
 
 def _made(

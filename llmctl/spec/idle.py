@@ -20,15 +20,15 @@ def changed(options: Any, besides: Container[str] = ()) -> list[str]:
     ]
 
 
-def check_idle(flags: list[str], beside: str) -> None:
+def check_idle(flags: list[str], where: str) -> None:
     """That there are none.
 
     Args:
-        beside: what leaves them without meaning: "--method rtn".
+        where: what leaves them without meaning: "beside --method rtn", "without --eval TEXT".
 
     Raises:
         UserError: there are; all are named.
     """
     if flags:
-        verb = "says" if len(flags) == 1 else "say"
-        raise UserError(f"{', '.join(flags)} {verb} nothing beside {beside}.", "Leave it out.", Exit.USAGE)
+        verb, them = ("says", "it") if len(flags) == 1 else ("say", "them")
+        raise UserError(f"{', '.join(flags)} {verb} nothing {where}.", f"Leave {them} out.", Exit.USAGE)

@@ -284,7 +284,7 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
 
 
 def _check_place(out: Path, need: int) -> None:
-    if out.name in ("", "..") or (out.exists() and out.samefile(Path.cwd())):
+    if out.name in ("", "..") or str(out) == "-" or (out.exists() and out.samefile(Path.cwd())):
         raise UserError(f"-o is {str(out)!r}; wanted the name of a directory to make.", code=Exit.USAGE)
     if os.path.lexists(out) and not out.is_dir():
         raise UserError(f"{out} exists and is not a directory.", "Remove it, or write elsewhere with -o.")

@@ -134,6 +134,9 @@ def test_what_does_not_fit_is_refused_by_name(call, tiny, tokens, text, tmp_path
     assert told.code == 2 and "--layers" in told.err
     told = call("distill", tiny, tokens, "--layers", 3, "-o", "out")
     assert told.code == 4 and "2 layers" in told.err
+    for idle in ("--everywhere", "--speed-tokens=3"):
+        told = call("distill", tiny, tokens, "--layers", 1, "--steps", 1, idle, "-o", "out")
+        assert told.code == 2 and f"{idle.partition('=')[0]} says nothing" in told.err
     other = tmp_path / "other"
     shutil.copytree(tiny, other)
     vocabulary = json.loads((other / "tokenizer.json").read_text())

@@ -57,6 +57,28 @@ def test_what_is_missed_or_cannot_be_leaves_nothing_behind(call, tiny, text, tmp
     assert sorted(os.listdir(tmp_path)) == ["packed", "text.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("--damp 0.5", "--damp"),
+        ("--rank random --reverse", "--rank, --reverse"),
+        ("--recover-lr 0.1", "--recover-lr"),
+        ("--heads 2 --rank weight --no-repair --score wanda --sparse", "--score, --sparse"),
+        ("--seed 3", "--seed"),
+        ("--eval-tokens 300", "--eval-tokens"),
+        ("--calibration TEXT", "--calibration"),
+    ],
+)
+def test_an_option_that_nothing_looks_at_is_refused_by_name(call, tiny, text, given, named):
+    refused = call("prune", tiny, *given.replace("TEXT", str(text)).split(), "-o", "out")
+    assert refused.code == 2 and refused.err.startswith(f"error: {named} say"), refused.err
+
+
+def test_a_directory_cannot_be_written_to_stdout(call, tiny, tmp_path):
+    refused = call("prune", tiny, "-o", "-")
+    assert refused.code == 2 and not (tmp_path / "-").exists()
+
+
 def test_the_sparse_form_is_smaller_generates_the_same_and_becomes_dense_again(call, tiny, tmp_path):
     assert call("prune", tiny, "--sparsity", "0.75", "-o", "dense").code == 0
     done = call("prune", tiny, "--sparsity", "0.75", "--sparse", "-o", "sparse", "--json")
