@@ -65,6 +65,6 @@ def export(
             _, notes = core(path, file, how, json.dumps(about), progress.update)
         for note in [*plan.notes, *notes]:
             console.warn(note)
-        facts["file_bytes"] = out.stat().st_size
+    facts["file_bytes"] = out.stat().st_size
     facts["notes"] = [*plan.notes, *notes]
     console.made(out, facts, round(time.monotonic() - started, 3), up_to_date)

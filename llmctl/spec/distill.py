@@ -217,14 +217,16 @@ def check_insides(teacher: ModelConfig, student: ModelConfig, config: DistillCon
     Raises:
         UserError: it cannot.
     """
-    problem = ""
+    problem = hint = ""
     if config.attention and teacher.heads != student.heads:
         problem = f"--attention compares head with head, but the teacher has {teacher.heads} and the student "
-        problem += f"{student.heads}: --relations compares them all the same."
+        problem += f"{student.heads}."
+        hint = f"Add --heads {teacher.heads} to a student made here, or use --relations in place of --attention."
     if (config.attention or config.relations) and "linear" in (teacher.attention, student.attention):
         problem = "Linear attention has no attention scores to compare."
+        hint = "Leave the weights of --attention and --relations at 0."
     if problem:
-        raise UserError(problem, "Leave its weight at 0.", Exit.MISMATCH)
+        raise UserError(problem, hint, Exit.MISMATCH)
 
 
 def _flag(name: str) -> str:

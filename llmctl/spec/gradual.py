@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from llmctl.errors import Exit, UserError
+from llmctl.spec.idle import changed, check_idle
 
 PruneSchedule = Literal["cubic", "linear", "once"]
 POWERS: dict[PruneSchedule, float] = {"cubic": 3.0, "linear": 1.0, "once": 0.0}
@@ -48,6 +49,11 @@ class Gradual:
         ]
         if wrong:
             raise UserError("; ".join(wrong) + ".", code=Exit.USAGE)
+        if self.prune_to is None:
+            check_idle(changed(self, ("keep_zeros",)), "without --prune-to")
+        if self.prune_schedule == "once":
+            other = ("prune_to", "prune_schedule", "prune_begin", "keep_zeros")
+            check_idle(changed(self, other), "beside --prune-schedule once, which is one step")
 
     @property
     def asked(self) -> bool:

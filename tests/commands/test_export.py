@@ -37,6 +37,7 @@ def test_a_file_is_made_once_and_told_apart_from_others(checkpoint, run, tmp_pat
     done = run("export", checkpoint, "-o", out, "--type", "q8_0", "--name", "tiny", "--json")
     said = json.loads(done.stdout)
     assert said["up_to_date"] and said["path"] == str(out)
+    assert said["metrics"]["file_bytes"] == first.st_size
     assert said["metrics"]["tensor_bytes"] == GgufPlan.of(CONFIG, "q8_0").bytes
     assert out.stat().st_mtime_ns == first.st_mtime_ns
     done = run("export", checkpoint, "-o", out, "--type", "f16")

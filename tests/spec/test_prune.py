@@ -66,4 +66,8 @@ def test_a_run_too_short_to_be_pruned_to_the_end_is_refused():
         Gradual(prune_to=0.5).check(100, Path("base"), whole=False)
     with pytest.raises(UserError, match=r"--prune-from is 0\.9, wanted 0 to --prune-to"):
         Gradual(prune_to=0.5, prune_from=0.9)
+    with pytest.raises(UserError, match="--prune-schedule says nothing without --prune-to"):
+        Gradual(prune_schedule="linear")
+    with pytest.raises(UserError, match="--prune-end, --prune-every say nothing beside --prune-schedule once"):
+        Gradual(prune_to=0.5, prune_schedule="once", prune_end=0.9, prune_every=3)
     assert not Gradual().asked
