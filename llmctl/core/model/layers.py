@@ -186,6 +186,8 @@ class MLP(nn.Module):
         """(B, T, width) to the same."""
         if self.gate is None:
             return self.down(self.activation(self.up(x)))
+        if self.joint is None:  # what the gate gave is let go before the other is made
+            return self.down(self.activation(self.gate(x)) * self.up(x))
         gate, up = each(x, self.joint, self.gate, self.up)
         return self.down(self.activation(gate) * up)
 
