@@ -15,9 +15,9 @@ from llmctl.spec.judging import Judging
 from llmctl.spec.layout import Output
 from llmctl.spec.memory import gib
 from llmctl.spec.model import ModelConfig
-from llmctl.spec.peft import is_adapter
 from llmctl.spec.prune import PruneConfig, targets
 from llmctl.spec.recovery import Recovery
+from llmctl.spec.remade import check_plain
 from llmctl.spec.safetensors import read_tensors
 from llmctl.spec.sizes import parameters, shapes
 from llmctl.spec.slim import SlimConfig, slimmed
@@ -50,7 +50,7 @@ def prune(
     """
     check_seed(seed)
     source = model_path(model)
-    _check_plain(source)
+    check_plain(source, read_config_json(source))
     config = read_config(source)
     both, cutting = single.asked or not parts.asked, parts.asked
     _check_text(single if both else None, parts if cutting else None, text)
@@ -124,20 +124,6 @@ def prune(
             if layers:
                 console.say(f"{output.metrics['speed']}; {_stored(single)}.")
     console.made(written.out, output.metrics, output.seconds, output.up_to_date)
-
-
-def _check_plain(source: Path) -> None:
-    """That a directory holds a checkpoint with plain weights."""
-    if is_adapter(source):
-        raise UserError(
-            f"{source} is an adapter.", f"Merge it first: llmctl lora-merge {source} -o merged", Exit.MISMATCH
-        )
-    if read_config_json(source).get("quantization_config"):
-        raise UserError(
-            f"{source} is quantized, and pruned are weights that are plain numbers.",
-            "Prune the checkpoint that it was made from, and quantize the result.",
-            Exit.MISMATCH,
-        )
 
 
 def _check_text(single: PruneConfig | None, parts: SlimConfig | None, text: Calibration) -> None:

@@ -10,10 +10,9 @@ from llmctl.errors import Exit, UserError
 from llmctl.spec.families import family_read, read_config, read_config_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.names import Name
-from llmctl.spec.peft import is_adapter
 from llmctl.spec.quant import Grid, QuantConfig
 from llmctl.spec.quant_files import QuantFiles
-from llmctl.spec.remade import HEAD, NAMED, some
+from llmctl.spec.remade import HEAD, NAMED, check_plain, some
 from llmctl.spec.safetensors import BITS
 from llmctl.spec.sites import Site, matches, sites
 from llmctl.spec.sizes import shapes
@@ -82,7 +81,7 @@ class QuantPlan:
             UserError: the checkpoint is quantized already, or an adapter; nothing is left to quantize; columns that do
                 not divide by --group-size; a pattern of --keep that is no module's name.
         """
-        _check_plain(source, read_config_json(source))
+        check_plain(source, read_config_json(source))
         config = read_config(source)
         if quant.grid is None:
             return cls(source, config, quant, QuantFiles.of(source, quant, {}), {})
@@ -168,19 +167,6 @@ def _wide(files: QuantFiles) -> list[str]:
     if wide <= sum(one.bytes for one in files.matrices):
         return []
     return ["what is not quantized stays in 32 bits and takes more than all that is; --scheme bf16 first halves it."]
-
-
-def _check_plain(source: Path, json: dict) -> None:
-    if is_adapter(source):
-        raise UserError(
-            f"{source} is an adapter, not a checkpoint.",
-            f"Merge it into its base first: llmctl lora-merge {source} -o MERGED",
-            Exit.MISMATCH,
-        )
-    if json.get("quantization_config"):
-        raise UserError(
-            f"{source} is quantized already.", "Quantize the checkpoint that it was made from.", Exit.MISMATCH
-        )
 
 
 def _chosen(config: ModelConfig, quant: QuantConfig) -> tuple[list[Site], list[str]]:

@@ -56,9 +56,9 @@ def check_plain(path: Path, json: dict) -> None:
     if quantized := json.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
         raise UserError(
-            f"{path} is quantized ({method or 'quantization_config in its config.json'}), and sums are made of weights "
+            f"{path} is quantized ({method or 'quantization_config in its config.json'}), and this needs weights "
             "that are plain numbers.",
-            "Merge the checkpoint that it was quantized from, and quantize the result.",
+            "Name the checkpoint that it was quantized from, and quantize the result.",
             Exit.MISMATCH,
         )
 

@@ -36,11 +36,6 @@ class Item(NamedTuple):
     dtype: torch.dtype
     make: Callable[[], Tensor]
 
-    @property
-    def bytes(self) -> int:
-        """Size of its data."""
-        return prod(self.shape) * self.dtype.itemsize
-
 
 class Announced(NamedTuple):
     """A tensor to write, as its header says."""
