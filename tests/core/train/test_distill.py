@@ -149,8 +149,9 @@ def test_a_narrow_student_with_other_heads_is_compared_through_projections_and_r
     Compared(teacher, student.config, config, SHARES)(pupil, batch(student.config)).total.backward()
     assert all(fit.weight.grad.abs().max() > 0 for fit in pupil.fits.values())
     assert student.layers[-1].attention.v.weight.grad.abs().max() > 0
-    with pytest.raises(UserError, match="--relations"):
+    with pytest.raises(UserError, match="head with head, but the teacher has 4 and the student 2") as refused:
         Compared(teacher, student.config, DistillConfig(attention=1), SHARES)
+    assert "--heads 4" in refused.value.hint and "--relations" in refused.value.hint
 
 
 @pytest.mark.parametrize("variant", ["llama", "mistral", "t5", "bart"])
