@@ -1,0 +1,1 @@
+"""Serve: a model behind OpenAI's HTTP interface."""
