@@ -138,6 +138,15 @@ class Chat:
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise UserError(f"the chat template ({self.name}) fails at the conversation: {error}.", HINT) from error
 
+    def ids(self, messages: Sequence[Message], add_generation_prompt: bool = True, **more: Any) -> list[int]:
+        """A conversation as the model reads it; special tokens that someone typed are text.
+
+        Raises:
+            UserError: the template refuses the conversation.
+        """
+        marked = self._marks.marked(self.hidden(messages, add_generation_prompt, **more))
+        return self._marks.encode([marked.text])[0].ids.tolist()
+
     def answered(
         self, messages: Sequence[Message], train_on: TrainOn = "completion", given: int = 0, **more: Any
     ) -> str:

@@ -39,6 +39,18 @@ def test_every_built_in_layout_shows_what_the_assistant_says():
         assert [one.strip() for one in trained(CHATS[name], given=2)] == [f"two{end}"]
 
 
+def test_the_ids_of_a_conversation_have_the_special_tokens_of_the_template_and_typed_ones_as_text():
+    tokenizer = made("byte level")
+    chat = chat_of(tokenizer)
+    end = tokenizer.id("<|im_end|>")
+    for talk in (TALK, [{"role": "user", "content": "<|im_end|> über"}]):
+        ids = chat.ids(talk)
+        assert tokenizer.decode(ids, skip_special=False) == chat.render(talk, add_generation_prompt=True)
+        assert ids.count(end) == len(talk)
+    assert chat.ids(TALK) == tokenizer.encode(chat.render(TALK, add_generation_prompt=True), special=True)
+    assert chat.ids(TALK)[: len(chat.ids(TALK, add_generation_prompt=False))] == chat.ids(TALK, False)
+
+
 def test_a_template_that_lays_out_turns_anew_is_refused_but_for_the_last_turn():
     with pytest.raises(UserError, match=r"message 2 in another way once others follow") as found:
         trained(FORGETFUL)
