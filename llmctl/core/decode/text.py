@@ -1,5 +1,6 @@
 """TextStream: the text of one completion while its tokens arrive, in whole characters, up to the first stop string."""
 
+import copy
 from collections.abc import Sequence
 
 from llmctl.core.text.tokenizer import Tokenizer
@@ -37,6 +38,12 @@ class TextStream:
     def finish(self) -> str:
         """The rest, when no more tokens come: characters cut in half as U+FFFD, and what looked like a stop string."""
         return self._give(self._detokenizer.flush(), last=True)
+
+    def copy(self) -> "TextStream":
+        """Another one that has come as far, and goes on by itself."""
+        twin = copy.copy(self)
+        twin._detokenizer = self._detokenizer.copy()
+        return twin
 
     def _give(self, new: str, last: bool) -> str:
         if self.stopped:

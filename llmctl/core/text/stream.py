@@ -1,5 +1,6 @@
 """Detokenizer: ids to text one id at a time, whole characters only, and in sum exactly what decoding all gives."""
 
+import copy
 import re
 
 import tokenizers
@@ -48,6 +49,12 @@ class Detokenizer:
         text = self._pending()
         self._window, self._anchors = [], 0
         return text
+
+    def copy(self) -> "Detokenizer":
+        """Another one that has come as far, and goes on by itself."""
+        twin = copy.copy(self)
+        twin._window = list(self._window)
+        return twin
 
     def _pending(self) -> str:
         given = self._decode(self._window[: self._anchors])
