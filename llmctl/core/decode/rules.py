@@ -1,13 +1,14 @@
 """Rules: what a checkpoint says of the tokens that it writes: what they begin with, which are forced, which banned."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.model import ModelConfig
+from llmctl.spec.sample import Sampling
 
 
 def opening(config: ModelConfig) -> int:
@@ -47,6 +48,10 @@ class Rules:
         never_after: runs of ids that are not completed (bad_words_ids of several tokens).
         ngram: no run of so many tokens is written twice; 0: any may be (no_repeat_ngram_size).
         least: tokens before an end of text may come (min_new_tokens, min_length).
+        bias: runs of ids, with what is added to the score of the last where a text ends with the others
+            (sequence_bias).
+        wanted: words of which each is written before the text ends, as one of its spellings in ids; the first of
+            them is the one that is written where it does not come by itself.
     """
 
     start: tuple[int, ...] = ()
@@ -57,6 +62,8 @@ class Rules:
     never_after: tuple[tuple[int, ...], ...] = ()
     ngram: int = 0
     least: int = 0
+    bias: tuple[tuple[tuple[int, ...], float], ...] = ()
+    wanted: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
     @classmethod
     def of(cls, said: dict, config: ModelConfig) -> "Rules":
@@ -89,6 +96,11 @@ class Rules:
             ngram=_count(said, "no_repeat_ngram_size"),
             least=least,
         )
+
+    def over(self, sampling: Sampling) -> "Rules":
+        """These, but where the user has said otherwise."""
+        said = {"ngram": sampling.no_repeat_ngram, "least": sampling.min_tokens}
+        return replace(self, **{name: value for name, value in said.items() if value is not None})
 
     @property
     def remembers(self) -> bool:

@@ -5,14 +5,18 @@ and meaning are those of transformers' logits processors, so settings carry over
 """
 
 import hashlib
+import math
 import struct
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llmctl.spec.sample import Sampling
 
 GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15, the odd integer nearest to 2^64 / golden ratio, as int64
+FEW = 4  # where at most every fourth token is left, only these get noise
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -41,12 +45,21 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """The fewest likeliest tokens whose probabilities add up to p or more; always at least one.
 
+    Of tokens that are equally likely at the border, those of the highest ids are kept.
+
     Source: Holtzman et al., "The Curious Case of Neural Text Degeneration", arXiv:1904.09751, section 3.1.
     """
-    ascending, order = logits.sort(dim=-1)
-    dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
-    dropped[:, -1] = False
-    return logits.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
+    chances = logits.softmax(dim=-1)
+    ordered = _descending(chances)
+    before = ordered.cumsum(dim=-1) - ordered  # of the likelier tokens
+    count = (before < p).sum(dim=-1, keepdim=True).clamp(min=1)  # (B, 1)
+    border = ordered.gather(1, count - 1)
+    dropped = chances < border
+    spare = chances.shape[1] - count - dropped.sum(dim=-1, keepdim=True)  # of those that tie, too many
+    if bool((spare > 0).any()):
+        tied = chances == border
+        dropped |= tied & (tied.cumsum(dim=-1) <= spare)
+    return logits.masked_fill(dropped, -torch.inf)
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
@@ -59,16 +72,82 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(chances < p * best, -torch.inf)
 
 
+def keep_typical_p(logits: Tensor, p: float) -> Tensor:
+    """The tokens whose surprise is nearest to the entropy, as many as hold p of the probability.
+
+    Source: Meister et al., "Locally Typical Sampling", arXiv:2202.00666, section 4.
+    """
+    surprise = -logits.log_softmax(dim=-1)
+    chances = logits.softmax(dim=-1)
+    entropy = (chances * surprise).nansum(dim=-1, keepdim=True)
+    distance = (surprise - entropy).abs()
+    order = _order(distance)
+    count = (chances.gather(1, order).cumsum(dim=-1) < p).sum(dim=-1, keepdim=True).clamp(max=order.shape[1] - 1)
+    border = distance.gather(1, order.gather(1, count))
+    return logits.masked_fill(distance > border, -torch.inf)
+
+
+def keep_epsilon(logits: Tensor, epsilon: float) -> Tensor:
+    """The tokens of probability epsilon or more, and always the likeliest.
+
+    Source: Hewitt et al., "Truncation Sampling as Language Model Desmoothing", arXiv:2210.15191, section 4.
+    """
+    unlikely = logits.softmax(dim=-1) < epsilon
+    return logits.masked_fill(unlikely & (logits < logits.amax(dim=-1, keepdim=True)), -torch.inf)
+
+
+def keep_eta(logits: Tensor, epsilon: float) -> Tensor:
+    """The tokens of probability min(epsilon, sqrt(epsilon) exp(-entropy)) or more, and always the likeliest.
+
+    Source: Hewitt et al., arXiv:2210.15191, section 4.2.
+    """
+    chances = logits.softmax(dim=-1)
+    entropy = -(chances * logits.log_softmax(dim=-1)).nansum(dim=-1, keepdim=True)
+    unlikely = chances < (math.sqrt(epsilon) * (-entropy).exp()).clamp(max=epsilon)
+    return logits.masked_fill(unlikely & (logits < logits.amax(dim=-1, keepdim=True)), -torch.inf)
+
+
+# What shapes the distribution, by the field of Sampling, in order.
+WARPERS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "temperature": heat,
+    "top_k": keep_top_k,
+    "top_p": keep_top_p,
+    "min_p": keep_min_p,
+    "typical_p": keep_typical_p,
+    "epsilon_cutoff": keep_epsilon,
+    "eta_cutoff": keep_eta,
+}
+# Values at which each changes nothing.
+OFF = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+
+
 def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Logits (B, V) after temperature, top-k, top-p and min-p, in this order. The temperature must not be 0."""
-    logits = heat(logits, sampling.temperature)
-    if sampling.top_k:
-        logits = keep_top_k(logits, sampling.top_k)
-    if sampling.top_p < 1:
-        logits = keep_top_p(logits, sampling.top_p)
-    if sampling.min_p > 0:
-        logits = keep_min_p(logits, sampling.min_p)
+    """Logits (B, V) after all of WARPERS that are on. The temperature must not be 0."""
+    for name, warp in WARPERS.items():
+        value = getattr(sampling, name)
+        if value != OFF[name]:
+            logits = warp(logits, value)
     return logits
+
+
+def _descending(x: Tensor) -> Tensor:
+    """Each row's values, the largest first. NumPy sorts floats many times faster than torch does on a CPU."""
+    if x.device.type != "cpu":
+        return x.sort(dim=-1, descending=True).values
+    return torch.from_numpy(np.sort(x.numpy(), axis=-1)).flip(-1)
+
+
+def _order(x: Tensor) -> Tensor:
+    """(B, V) int64, the places of each row's values, the smallest first."""
+    return x.argsort(dim=-1) if x.device.type != "cpu" else torch.from_numpy(np.argsort(x.numpy(), axis=-1))
 
 
 def stream_key(seed: int, record: int, sample: int) -> int:
@@ -98,30 +177,52 @@ def choose(logits: Tensor, sampling: Sampling, keys: Tensor, steps: Tensor) -> T
 
     Source: Maddison, Tarlow & Minka, "A* Sampling", arXiv:1411.0030, section 2.
     """
-    scores = logits
-    if not sampling.greedy:
-        uniform = uniforms(keys, steps, logits.shape[-1])
-        scores = filtered(logits, sampling).to(uniform.dtype) - torch.log(-torch.log(uniform))
-    ids = scores.argmax(dim=-1)
-    return torch.where(scores.gather(1, ids[:, None])[:, 0].isnan(), -1, ids)
+    if sampling.greedy:
+        return torch.tensor(likeliest(logits), device=logits.device)
+    return drawn(filtered(logits, sampling), keys, steps)
 
 
-def uniforms(keys: Tensor, steps: Tensor, vocab: int) -> Tensor:
+def likeliest(scores: Tensor) -> list[int]:
+    """The best token of each row of (B, V), the first of several; -1 in a row that holds a NaN."""
+    if scores.device.type != "cpu":
+        ids = scores.argmax(dim=-1)
+        return torch.where(scores.gather(1, ids[:, None])[:, 0].isnan(), -1, ids).tolist()
+    rows = scores.numpy()  # ten times as fast as torch, which matters where a step takes some milliseconds
+    best = rows.argmax(axis=1)
+    return [-1 if math.isnan(row[token]) else token for row, token in zip(rows, best.tolist(), strict=True)]
+
+
+def drawn(scores: Tensor, keys: Tensor, steps: Tensor) -> Tensor:
+    """A token of each row, drawn from softmax(scores); arguments and result as for `choose`."""
+    vocab = scores.shape[1]
+    most = int((scores != -torch.inf).sum(dim=-1).max())
+    tokens = scores.topk(most, dim=-1).indices if most <= vocab // FEW else None  # (B, m): noise for these will do
+    uniform = uniforms(keys, steps, vocab, tokens)
+    within = scores if tokens is None else scores.gather(1, tokens)
+    noisy = within.to(uniform.dtype) - torch.log(-torch.log(uniform))
+    places = noisy.argmax(dim=-1, keepdim=True)
+    ids = places if tokens is None else tokens.gather(1, places)
+    return torch.where(within.gather(1, places).isnan(), -1, ids)[:, 0]
+
+
+def uniforms(keys: Tensor, steps: Tensor, vocab: int, tokens: Tensor | None = None) -> Tensor:
     """Numbers in (0, 1), one for each row and token: a counter-based generator without state.
 
     Args:
         keys: (B,) int64.
         steps: (B,) int64.
+        vocab: V, how many tokens there are.
+        tokens: (B, m) int64, those of each row that are wanted; None: all.
 
     Returns:
-        (B, V) float64; float32 on devices that lack it.
+        (B, V) or (B, m) float64; float32 on devices that lack it.
 
     Source: SplitMix64: Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, figure 17;
     the (id + 1)-th output of the generator seeded by the mixed (key, step).
     """
     seeds = _mix(keys + (steps + 1) * GAMMA)
-    counters = torch.arange(1, vocab + 1, device=keys.device) * GAMMA
-    bits = _mix(seeds[:, None] + counters[None, :])  # (B, V)
+    counters = torch.arange(vocab, device=keys.device)[None] if tokens is None else tokens
+    bits = _mix(seeds[:, None] + (counters + 1) * GAMMA)  # (B, V)
     if keys.device.type == "mps":
         return (_shift(bits, 41).float() + 0.5) * 2.0**-23
     return (_shift(bits, 12).double() + 0.5) * 2.0**-52

@@ -25,6 +25,13 @@ SETTINGS = [
     Sampling(temperature=0.8, top_k=20, top_p=0.9, min_p=0.05),
     Sampling(temperature=1.2, top_k=20, top_p=0.7, min_p=0.1, repetition_penalty=1.3),
     Sampling(temperature=1.2, repetition_penalty=0.7),
+    Sampling(temperature=1.0, typical_p=0.3),
+    Sampling(temperature=0.7, typical_p=0.95),
+    Sampling(temperature=1.5, epsilon_cutoff=0.02),
+    Sampling(temperature=1.0, epsilon_cutoff=0.9),
+    Sampling(temperature=1.5, eta_cutoff=0.3),
+    Sampling(temperature=1.0, eta_cutoff=0.001),
+    Sampling(1.3, 30, 0.95, 0.01, 0.9, 0.01, 0.2, repetition_penalty=1.2),
 ]
 
 
@@ -36,6 +43,9 @@ def theirs(ids: torch.Tensor, logits: torch.Tensor, sampling: Sampling) -> torch
         top_k=sampling.top_k or None,
         top_p=sampling.top_p if sampling.top_p < 1 else None,
         min_p=sampling.min_p or None,
+        typical_p=sampling.typical_p,
+        epsilon_cutoff=sampling.epsilon_cutoff,
+        eta_cutoff=sampling.eta_cutoff,
         repetition_penalty=sampling.repetition_penalty,
     )
     config = transformers.GPT2Config(vocab_size=logits.shape[-1], n_embd=8, n_layer=1, n_head=1)
@@ -109,7 +119,7 @@ def test_the_test_of_the_distribution_catches_injected_bugs(monkeypatch):
     sampling = Sampling(temperature=1.5, top_p=0.9)
     chances = filtered(LOGITS, sampling).softmax(dim=-1)[0]
     assert p_value(counts(Sampling(temperature=1.3, top_p=0.9), LOGITS), chances) < 1e-6
-    monkeypatch.setattr(sample, "keep_top_p", lambda logits, p: keep_top_p(logits, 0.99))
+    monkeypatch.setitem(sample.WARPERS, "top_p", lambda logits, p: keep_top_p(logits, 0.99))
     assert p_value(counts(sampling, LOGITS), chances) < 1e-6
     monkeypatch.undo()
     monkeypatch.setattr(sample, "uniforms", lambda *a: uniforms(*a) / 2 + 0.5)  # noise of another law
