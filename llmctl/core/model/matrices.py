@@ -41,8 +41,10 @@ def each(x: Tensor, joint: Joint | None, *linears: Linear) -> list[Tensor]:
     """The product of x with each matrix; at once where there is a way, and nobody stands or looks in between."""
     if joint is None or torch.is_grad_enabled():
         return [linear(x) for linear in linears]
-    alone = any(one.adapter is not None or one._forward_hooks or one._forward_pre_hooks for one in linears)
-    made = None if alone else joint(x, linears)
+    for one in linears:
+        if one.adapter is not None or one._forward_hooks or one._forward_pre_hooks:
+            return [linear(x) for linear in linears]
+    made = joint(x, linears)
     return [linear(x) for linear in linears] if made is None else made
 
 
