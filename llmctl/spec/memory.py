@@ -81,6 +81,9 @@ def trainable_parameters(config: ModelConfig, setting: Setting = Setting()) -> i
     return trained_parameters(config, setting.tuning)
 
 
+BEYOND_WINDOW = 576  # slots of a layer with a window that tokens are read into, and that forgetting some needs
+
+
 def kv_cache(
     config: ModelConfig,
     sequence: int,
@@ -91,7 +94,7 @@ def kv_cache(
 ) -> int:
     """Bytes that a decoder keeps of the tokens of one row: their keys and values, or with linear attention sums.
 
-    A layer with a window keeps only that. Sums are as large for any number of tokens. An encoder keeps nothing.
+    A layer with a window keeps that, and room to read on. Sums are as large for any number of tokens. An encoder keeps nothing.
 
     Args:
         sequence: tokens of the row.
@@ -106,7 +109,7 @@ def kv_cache(
     if config.attention == "linear":
         return of_source + 4 * len(held) * heads * config.head_dim * (config.head_dim + 1)
     windows = [config.window_of(layer) for layer in held]
-    own = sum(min(sequence, window or sequence) for window in windows)
+    own = sum(min(sequence, sequence if window is None else window + BEYOND_WINDOW) for window in windows)
     return of_source + 2 * heads * config.head_dim * element * own
 
 

@@ -1,5 +1,7 @@
 """Soft prompts: vectors, keys and values, or gated vectors to look at, learned in the place of words."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -214,19 +216,19 @@ def read(model: Transformer, ids: Tensor, memory: Memory | None = None) -> Tenso
     if config.attention == "linear":
         raise UserError("--method prefix needs softmax attention.", "Use --method prompt.", Exit.USAGE)
     stack = model.last_stack
-    layers, count, device = len(stack.layers), ids.shape[1], ids.device
-    shape = (layers, 1, config.kv_heads, count, config.head_dim)
-    cache = KVCache(*(torch.empty(shape, dtype=model.embed.tokens.weight.dtype, device=device) for _ in range(2)))
+    device, kind = ids.device, model.embed.tokens.weight.dtype
+    cache = KVCache(replace(config, layers=len(stack.layers)), 1, ids.shape[1], device, kind)
     weight = stack.layers["0"].attention.k.weight  # frozen ones may be of another dtype than all else; None: in 4 bits
-    dtype = cache.keys.dtype if weight is None else weight.dtype
+    dtype = kind if weight is None else weight.dtype
     prefix = torch.ones_like(ids, dtype=torch.bool) if config.prefix_lm else None
     model.eval()
-    with torch.autocast(device.type, dtype, enabled=dtype != cache.keys.dtype):
+    with torch.autocast(device.type, dtype, enabled=dtype != kind):
         if model.encoder_embed is not None and memory is None:
             memory = model.encode(ids)
         model(ids, cache=cache, memory=memory, prefix=prefix)
     model.train(training)
-    return torch.stack((cache.keys[:, 0], cache.values[:, 0]), dim=1).float()
+    pairs = [torch.stack(cache.held(0, layer)) for layer in range(len(stack.layers))]
+    return torch.stack(pairs).float()
 
 
 def set_prefix(model: Transformer, pairs: Tensor) -> None:

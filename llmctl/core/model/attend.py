@@ -89,19 +89,47 @@ def self_mask(
         if queries == keys:
             return Mask(causal=True)
     slots = torch.arange(keys, device=device)
-    distance = slots[keys - queries :, None] - slots  # (T, S)
-    seen = (distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool))[None, None]  # (1, 1, T, S)
+    distance = (slots[keys - queries :, None] - slots)[None]  # (1, T, S)
+    same = None if segments is None else segments[:, keys - queries :, None] == segments[:, None, :]  # (B, T, S)
+    seen = _seen(distance, causal, window, prefix, same, slopes, dtype)
+    return Mask(causal and prefix is None and queries == keys, seen)
+
+
+def placed_mask(
+    queries: Tensor, keys: Tensor, window: int | None, slopes: Tensor | None, dtype: torch.dtype = torch.float32
+) -> Mask:
+    """The mask of tokens at some places on tokens at others: none sees one after itself.
+
+    Args:
+        queries: (B or 1, T) int64.
+        keys: (B or 1, S) int64.
+        window, slopes, dtype: as in `self_mask`.
+    """
+    distance = queries[:, :, None] - keys[:, None, :]  # (B or 1, T, S)
+    return Mask(seen=_seen(distance, True, window, None, None, slopes, dtype))
+
+
+def _seen(
+    distance: Tensor,
+    causal: bool,
+    window: int | None,
+    prefix: Tensor | None,
+    same: Tensor | None,
+    slopes: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`Mask.seen` of the distances (B or 1, T, S) of keys before queries."""
+    seen = (distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool))[:, None]  # (B or 1, 1, T, S)
     if prefix is not None:
         seen = seen | prefix[:, None, None]  # (B, 1, T, S)
     if window is not None:
-        seen = seen & (distance.abs() < window)
-    if segments is not None:
-        same = segments[:, keys - queries :, None] == segments[:, None, :]  # (B, T, S)
+        seen = seen & (distance.abs() < window)[:, None]
+    if same is not None:
         seen = seen & same[:, None]  # (B, 1, T, S)
     if slopes is not None:
-        bias = -slopes[:, None, None] * distance.abs()  # (H, T, S)
+        bias = -slopes[:, None, None] * distance.abs()[:, None]  # (B or 1, H, T, S)
         seen = torch.where(seen, bias, float("-inf")).to(dtype)  # (B or 1, H, T, S)
-    return Mask(causal and prefix is None and queries == keys, seen)
+    return seen
 
 
 def cross_mask(segments: Tensor | None, source: Tensor | None) -> Mask:
@@ -164,7 +192,7 @@ def _attend_in_groups(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float,
     seen = mask.fused(q, k)
     if seen is not None and seen.shape[1] > 1:  # a bias for each head
         seen = seen.unflatten(1, (groups, -1)).squeeze(3)  # (B or 1, Hkv, H / Hkv, S)
-    rows = q.unflatten(1, (groups, -1)).squeeze(3)  # (B, Hkv, H / Hkv, D)
+    rows = q.view(q.shape[0], groups, -1, q.shape[3])  # (B, Hkv, H / Hkv, D)
     y = F.scaled_dot_product_attention(rows, k, v, seen, dropout, scale=scale)
     return y.flatten(1, 2).unsqueeze(2)  # (B, H, 1, D)
 

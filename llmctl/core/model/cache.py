@@ -1,34 +1,52 @@
 """What a model keeps of the tokens that it has read, so that it reads each once: their keys and values, or sums."""
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Union
 
 import torch
 from torch import Tensor
 
 from llmctl.core.model.linear import Features, Sums, chunked, step
+from llmctl.core.model.slots import Slots, places_after
 from llmctl.spec.model import ModelConfig
 
 if TYPE_CHECKING:
     from llmctl.core.model.coded import CodedCache
 
 
-@dataclass
-class KVCache:
-    """Room for `capacity` tokens in each of B rows; the first `length` slots are filled.
+class KVCache(Slots):
+    """The keys and values of rows of tokens, side by side.
+
+    Rows of unequal length are padded on the right: what a pass leaves in the slots of padding is not seen, and is
+    written over by what comes next. Layers with a window keep what they see, SLACK tokens before, and room to read on.
+
+    Args:
+        config: of the model.
+        rows: B.
+        capacity: tokens that a row may hold.
+        dtype: in which the model computes.
+        most: rows that there is room for, B or more.
 
     Attributes:
-        keys: (layers, B, Hkv, capacity, D), rotated where positions are rotary.
-        values: (layers, B, Hkv, capacity, D).
-        length: tokens held, the same in every row; rows of unequal length are padded on the left.
-        segments: (B, capacity) int64, 0 where a slot is padding; None while no row has padding.
+        keys: of each layer, (B, Hkv, room of the layer, D), rotated where positions are rotary.
+        values: of each layer, the same.
     """
 
-    keys: Tensor
-    values: Tensor
-    length: int = 0
-    segments: Tensor | None = None
+    def __init__(
+        self,
+        config: ModelConfig,
+        rows: int,
+        capacity: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        most: int = 0,
+    ):
+        super().__init__(config, rows, capacity, drops=True)
+        self.shape = (config.kv_heads, config.head_dim)
+        self._own([self._empty(layer, max(most, rows), device, dtype) for layer in range(config.layers)])
 
     @classmethod
     def allocate(
@@ -38,19 +56,18 @@ class KVCache:
         capacity: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        most: int = 0,
     ) -> "KVCache":
-        """An empty cache: batch rows of `capacity` tokens, in the dtype that the model computes in."""
-        shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
-        keys = torch.empty(shape, device=device, dtype=dtype)
-        return cls(keys, torch.empty_like(keys))
+        """An empty cache, its arguments in the order of all caches."""
+        return cls(config, batch, capacity, device, dtype, most)
 
     @property
-    def capacity(self) -> int:
-        """Tokens a row that fit."""
-        return self.keys.shape[3]
+    def most(self) -> int:
+        """Rows that there is room for."""
+        return len(self._stored[0][0])
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one layer's keys and values of T new tokens after the `length` held; `advance` follows the last layer.
+        """Write one layer's keys and values of the T new tokens of a pass.
 
         Args:
             layer: number of the layer.
@@ -58,98 +75,115 @@ class KVCache:
             v: (B, Hkv, T, D).
 
         Returns:
-            All keys and all values of the layer, (B, Hkv, length + T, D): views, not copies.
+            The keys and values of the layer that they may see, (B, Hkv, S, D): views, not copies.
         """
-        end = self.length + k.shape[2]
-        keys, values = self.keys[layer], self.values[layer]  # (B, Hkv, capacity, D)
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        view = self.views[self.windows[layer]]
+        keys, values = self.keys[layer], self.values[layer]
+        if isinstance(view.put, slice):
+            keys[:, :, view.put], values[:, :, view.put] = k, v
+        else:
+            rows, slots = view.put
+            keys[rows, :, slots], values[rows, :, slots] = k.transpose(1, 2), v.transpose(1, 2)  # (B, T, Hkv, D)
+        return keys[:, :, view.seen], values[:, :, view.seen]
 
-    def mark(self, segments: Tensor | None, tokens: int) -> Tensor | None:
-        """Note which of the `tokens` new slots are padding, before the layers append.
+    def rows(self, start: int, stop: int) -> "KVCache":
+        """These rows, as a cache over the same memory: passes over it are to be told to this one by `took`."""
+        part = object.__new__(KVCache)
+        part.__dict__ |= self.__dict__
+        part.lengths, part.first = self.lengths[start:stop], self.first[start:stop]
+        part._own([(k[start:stop], v[start:stop]) for k, v in self._stored])
+        return part
 
-        Args:
-            segments: (B, T) int64, or None where none of them is; then 1 if other slots are marked.
-            tokens: T.
+    def took(self, part: "KVCache", start: int) -> None:
+        """Take over what was read into `rows(start, ...)`."""
+        stop = start + len(part.lengths)
+        self.lengths[start:stop], self.first[start:stop] = part.lengths, part.first
 
-        Returns:
-            (B, length + T) of all slots, or None while no slot was ever marked.
+    def add(self, rows: int, most: int | None = None) -> None:
+        """So many empty rows more, after the others; `most`: there will be no more than that at a time."""
+        self.lengths += [0] * rows
+        self.first += [0] * rows
+        wanted = len(self.lengths)
+        if wanted > self.most:
+            self._move(max(wanted, 2 * self.most if most is None else min(2 * self.most, most)), self.capacity)
+        self._own(self._stored)
 
-        Raises:
-            ValueError: the tokens do not fit in the cache.
-        """
-        rows = self.keys.shape[1]
-        self.segments = marked(self.segments, segments, self.length, tokens, (rows, self.capacity), self.keys.device)
-        return None if self.segments is None else self.segments[:, : self.length + tokens]
+    def grow(self, capacity: int) -> None:
+        """Have room for `capacity` tokens in each row."""
+        self._move(self.most, capacity)
 
-    def advance(self, tokens: int) -> None:
-        """Count `tokens` as held, once every layer has appended them."""
-        self.length += tokens
+    def keep(self, places: Sequence[int]) -> None:
+        """Leave the rows at these places, in this order; a row may come several times."""
+        held = self.length
+        lengths, first = [self.lengths[place] for place in places], [self.first[place] for place in places]
+        if len(places) > self.most:
+            self._move(len(places), self.capacity)
+        changed = [(to, place) for to, place in enumerate(places) if to != place]
+        if changed:
+            upwards = (
+                all(later[1] > earlier[1] for earlier, later in pairwise(changed)) and changed[0][0] < changed[0][1]
+            )
+            to, place = (list(part) for part in zip(*changed, strict=True))
+            for one in chain(*self._stored):
+                if upwards:  # none is written over before it is read: no second cache
+                    for new, old in changed:
+                        one[new, :, :held] = one[old, :, :held]
+                else:
+                    one[to, :, :held] = one[place, :, :held]
+        self.lengths, self.first = lengths, first
+        self._own(self._stored)
 
-    def truncate(self, length: int) -> None:
-        """Forget every token after the first `length`.
+    def copy(self, source: int, row: int, length: int) -> None:
+        """Have an empty row begin with the first tokens of another one, which has dropped none."""
+        for one in chain(*self._stored):
+            one[row, :, :length] = one[source, :, :length]
+        self.lengths[row] = length
 
-        Raises:
-            ValueError: fewer are held.
-        """
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot keep {length} of {self.length} tokens")
-        self.length = length
+    def fill(self, row: int, pairs: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
+        """Have an empty row begin with keys and values, of each layer (Hkv, at least length, D) each."""
+        for own, given in zip(self._stored, pairs, strict=True):
+            for one, x in zip(own, given, strict=True):
+                one[row, :, :length] = x[:, :length]
+        self.lengths[row] = length
 
-    def select(self, rows: Tensor) -> "KVCache":
-        """A cache of the rows at these places, (N,) int64, in their order; a row may come several times."""
-        marks = None if self.segments is None else self.segments[rows]
-        return KVCache(self.keys[:, rows], self.values[:, rows], self.length, marks)
+    def held(self, row: int, layer: int) -> tuple[Tensor, Tensor]:
+        """The keys and values that a row has in a layer, (Hkv, length or less, D): views."""
+        first = self.first[row] if self.windows[layer] is not None else 0
+        end = self.lengths[row] - first
+        return self.keys[layer][row, :, :end], self.values[layer][row, :, :end]
 
-    def keep(self, places: list[int]) -> "KVCache":
-        """The rows at these places, ascending, and no others; they move up without a second cache."""
-        for to, place in enumerate(places):
-            if to != place:
-                self.keys[:, to], self.values[:, to] = self.keys[:, place], self.values[:, place]
-        marks = None if self.segments is None else self.segments[places]
-        return KVCache(self.keys[:, : len(places)], self.values[:, : len(places)], self.length, marks)
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that there is room for."""
+        return sum(k.nbytes + v.nbytes for k, v in self._stored)
 
-    def grown(self, capacity: int) -> "KVCache":
-        """The same tokens in a cache with room for `capacity`."""
-        held = self.capacity
-        layers, rows, heads, _, dim = self.keys.shape
-        keys, values = (one.new_empty(layers, rows, heads, capacity, dim) for one in (self.keys, self.values))
-        keys[:, :, :, :held], values[:, :, :, :held] = self.keys, self.values
-        marks = None
-        if self.segments is not None:
-            marks = self.segments.new_ones(rows, capacity)
-            marks[:, :held] = self.segments
-        return KVCache(keys, values, self.length, marks)
+    def _empty(
+        self, layer: int, rows: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> tuple[Tensor, Tensor]:
+        keys = torch.zeros((rows, self.shape[0], self.room(layer), self.shape[1]), device=device, dtype=dtype)
+        return keys, torch.zeros_like(keys)  # numbers: what is not seen counts 0 times
 
+    def _own(self, stored: list[tuple[Tensor, Tensor]]) -> None:
+        rows = len(self.lengths)
+        self._stored = stored
+        self.keys, self.values = ([pair[part][:rows] for pair in stored] for part in (0, 1))
 
-def marked(
-    held: Tensor | None,
-    segments: Tensor | None,
-    length: int,
-    tokens: int,
-    slots: tuple[int, int],
-    device: torch.device,
-) -> Tensor | None:
-    """The marks of all slots of a cache, (B, capacity) int64, once those of `tokens` new ones after `length` are noted.
+    def _move(self, rows: int, capacity: int) -> None:
+        """To memory of another size."""
+        old, held = self._stored, self.length
+        self.capacity = capacity
+        for layer, pair in enumerate(old):
+            made = self._empty(layer, rows, pair[0].device, pair[0].dtype)
+            for new, one in zip(made, pair, strict=True):
+                new[: len(one), :, :held] = one[:, :, :held]
+            old[layer] = made
+        self._own(old)
 
-    Args:
-        held: those of before, changed in place; None while no slot is padding.
-        segments: (B, tokens) int64 of the new ones; None: none of them is padding.
-        slots: (B, capacity).
-
-    Raises:
-        ValueError: the tokens do not fit.
-    """
-    end = length + tokens
-    if end > slots[1]:
-        raise ValueError(f"{end} tokens do not fit in a cache of {slots[1]}")
-    if segments is None and held is None:
-        return None
-    if held is None:
-        held = torch.ones(slots, dtype=torch.int64, device=device)
-    held[:, length:end] = 1 if segments is None else segments
-    return held
+    def _drop(self, row: int, held: int, lost: int) -> None:
+        for layer, window in enumerate(self.windows):
+            if window is not None:
+                for one in (self.keys[layer], self.values[layer]):
+                    one[row, :, : held - lost] = one[row, :, lost:held].clone()
 
 
 @dataclass
@@ -162,13 +196,15 @@ class LinearState:
         values: (layers, B, Hkv, D, D) float32, as in `Sums`: they grow with the tokens, so their dtype is not the
             model's.
         keys: (layers, B, Hkv, D) float32.
-        length: tokens read, the same in every row; rows of unequal length are padded on the left.
+        lengths: tokens that each row has read.
     """
 
     values: Tensor
     keys: Tensor
-    length: int = 0
+    lengths: list[int]
     capacity: int = sys.maxsize  # tokens; there is room for any number
+    chunk: int | None = None  # tokens that one pass may read
+    counts: list[int] = field(default_factory=list)
 
     @classmethod
     def allocate(
@@ -178,11 +214,26 @@ class LinearState:
         capacity: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        most: int = 0,
     ) -> "LinearState":
-        """That of no token, for `batch` rows; `capacity` and `dtype` are KVCache's, and mean nothing here."""
+        """That of no token, for `batch` rows; `capacity`, `dtype` and `most` are KVCache's, and mean nothing here."""
         shape = (config.layers, batch, config.kv_heads, config.head_dim)
         keys = torch.zeros(shape, device=device, dtype=torch.float32)
-        return cls(keys.new_zeros(*shape, config.head_dim), keys)
+        return cls(keys.new_zeros(*shape, config.head_dim), keys, [0] * batch)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row."""
+        return max(self.lengths, default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sums."""
+        return self.values.nbytes + self.keys.nbytes
+
+    def places(self, tokens: int, device: torch.device) -> Tensor:
+        """As in KVCache."""
+        return places_after(self.lengths, tokens, device)
 
     def read(self, layer: int, f: Features, v: Tensor) -> Tensor:
         """One layer's outputs (B, H, T, D) of T new tokens, which are added to its sums."""
@@ -193,40 +244,56 @@ class LinearState:
         self.values[layer], self.keys[layer] = last
         return out
 
-    def mark(self, segments: Tensor | None, tokens: int) -> Tensor | None:
-        """The segments of the T new tokens, as they are: (B, T), 0 where one is padding, or None.
+    def open(self, tokens: int, segments: Tensor | None, device: torch.device) -> None:
+        """Begin a pass over T tokens, whose segments are 0 where one is padding: (B, T), or None.
 
         Raises:
             ValueError: a row holds more than one document.
         """
         if segments is not None and bool((segments > 1).any()):
             raise ValueError("a row of a LinearState is one document: wanted segments 0 and 1")
-        return segments
+        self.counts = [tokens] * len(self.lengths) if segments is None else segments.sum(1).tolist()
 
-    def advance(self, tokens: int) -> None:
-        """Count `tokens` as read, once every layer has added them."""
-        self.length += tokens
+    def advance(self) -> None:
+        """Count the tokens of a pass as read, once every layer has added them."""
+        self.lengths = [length + count for length, count in zip(self.lengths, self.counts, strict=True)]
 
-    def truncate(self, length: int) -> None:
-        """Nothing, if `length` tokens are held.
+    def cut(self, lengths: list[int]) -> None:
+        """Nothing, if each row has read so many tokens.
 
         Raises:
             ValueError: another number: what was added to a sum cannot be told apart in it.
         """
-        if length != self.length:
-            raise ValueError(f"a LinearState of {self.length} tokens cannot go back to {length}")
+        if lengths != self.lengths:
+            raise ValueError(f"a LinearState of {self.lengths} tokens cannot go back to {lengths}")
 
-    def select(self, rows: Tensor) -> "LinearState":
-        """A state of the rows at these places, (N,) int64, in their order; a row may come several times."""
-        return LinearState(self.values[:, rows], self.keys[:, rows], self.length)
+    def truncate(self, length: int) -> None:
+        """Nothing, if every row has read so many tokens."""
+        self.cut([length] * len(self.lengths))
 
-    def keep(self, places: list[int]) -> "LinearState":
-        """The rows at these places, and no others."""
-        return LinearState(self.values[:, places], self.keys[:, places], self.length)
+    def rows(self, start: int, stop: int) -> "LinearState":
+        """These rows, as a state over the same memory: passes over it are to be told to this one by `took`."""
+        return LinearState(self.values[:, start:stop], self.keys[:, start:stop], self.lengths[start:stop])
 
-    def grown(self, capacity: int) -> "LinearState":
-        """Itself: there is room."""
-        return self
+    def took(self, part: "LinearState", start: int) -> None:
+        """Take over what was read into `rows(start, ...)`."""
+        self.lengths[start : start + len(part.lengths)] = part.lengths
+
+    def add(self, rows: int, most: int | None = None) -> None:
+        """So many rows more, after the others."""
+        more = (0, 0, 0, 0, 0, rows)
+        self.keys = torch.nn.functional.pad(self.keys, more)
+        self.values = torch.nn.functional.pad(self.values, (0, 0, *more))
+        self.lengths = self.lengths + [0] * rows
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Leave the rows at these places, in this order; a row may come several times."""
+        places = list(places)
+        self.values, self.keys = self.values[:, places], self.keys[:, places]
+        self.lengths = [self.lengths[place] for place in places]
+
+    def grow(self, capacity: int) -> None:
+        """Nothing: there is room."""
 
 
 Cache = Union[KVCache, LinearState, "CodedCache"]
@@ -240,6 +307,7 @@ def cache_for(
     capacity: int,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    most: int = 0,
 ) -> Cache:
     """An empty cache of the kind that the model's attention takes: rows of `capacity` tokens at first."""
-    return CACHES[config.attention].allocate(config, batch, capacity, device, dtype)
+    return CACHES[config.attention].allocate(config, batch, capacity, device, dtype, most)

@@ -1,15 +1,17 @@
 """CodedCache: keys and values of earlier tokens in 8 or 4 bits, those of the last few as they are."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from llmctl.core.model.cache import marked
+from llmctl.core.model.slots import SLACK, Slots, View
 from llmctl.spec.model import ModelConfig
 
 WINDOW = 32  # tokens before the one that is read that are kept as they are
+RING = WINDOW + SLACK  # tokens of which that is kept, so that some can be forgotten again
 GROUP = 32  # channels of a head that share a scale and a least value, in 4 bits
 _MOST = 65504.0  # the largest float16
 
@@ -23,7 +25,7 @@ class Kept:
             channel i + D/2.
         scale: (layers, B, Hkv, capacity, G) float16, G groups a head.
         least: the same, of 4 bits; x = scale * code + least. None of 8 bits, where x = scale * code.
-        recent: (layers, B, Hkv, WINDOW, D), the tokens after those that have codes.
+        recent: (layers, B, Hkv, RING, D), the last tokens as they are, token i of a row at i modulo RING.
     """
 
     codes: Tensor
@@ -39,12 +41,12 @@ class Kept:
         half = {"dtype": torch.float16, "device": device}
         codes = torch.empty((*shape[:-1], dim if bits == 8 else dim // 2), device=device, dtype=_CODES[bits])
         scale = torch.empty((*shape[:-1], groups), **half)
-        recent = torch.empty((*shape[:3], WINDOW, dim), device=device, dtype=dtype)
+        recent = torch.empty((*shape[:3], RING, dim), device=device, dtype=dtype)
         return cls(codes, scale, None if bits == 8 else torch.empty_like(scale), recent)
 
-    def put(self, layer: int, x: Tensor, start: int) -> None:
-        """Code the numbers x (B, Hkv, T, D) of tokens from `start` on."""
-        end, groups = start + x.shape[2], self.scale.shape[-1]
+    def _put(self, layer: int, x: Tensor, put: slice | tuple[Tensor, Tensor]) -> None:
+        """Code the numbers x (B, Hkv, T, D) of the tokens of a pass, which go to the slots `View.put`."""
+        groups = self.scale.shape[-1]
         parts = x.float().unflatten(-1, (groups, -1))  # (B, Hkv, T, G, D/G)
         if self.least is None:
             scale = (parts.abs().amax(-1) / 127).clamp(max=_MOST).half()  # (B, Hkv, T, G)
@@ -56,9 +58,9 @@ class Kept:
             whole = whole.round().clamp(0, 15).flatten(-2).to(torch.uint8)  # (B, Hkv, T, D)
             first, second = whole.chunk(2, -1)
             codes = first | (second << 4)
-            self.least[layer, :, :, start:end] = least
-        self.codes[layer, :, :, start:end] = codes
-        self.scale[layer, :, :, start:end] = scale
+            _write(self.least[layer], put, least)
+        _write(self.codes[layer], put, codes)
+        _write(self.scale[layer], put, scale)
 
     def dense(self, layer: int, count: int) -> Tensor:
         """(B, Hkv, count, D) what the codes of the first tokens stand for, in the dtype of `recent`."""
@@ -72,62 +74,98 @@ class Kept:
             parts += self.least[layer, :, :, :count, :, None].to(dtype)
         return parts.flatten(-2)
 
-    def append(self, layer: int, x: Tensor, coded: int, held: int) -> Tensor:
-        """Take in x (B, Hkv, T, D) after `held` tokens, of which `coded` have codes.
+    def append(self, layer: int, x: Tensor, view: View, lengths: list[int], counts: list[int]) -> Tensor:
+        """Take in x (B, Hkv, T, D) of a pass.
+
+        Args:
+            lengths: tokens that each row held before.
+            counts: how many of the T each row has.
 
         Returns:
-            All numbers, (B, Hkv, held + T, D); tokens that leave the window get codes, which are read the next time.
+            All numbers, (B, Hkv, S, D): those of the new tokens and of WINDOW before them as they are.
         """
-        new = torch.cat((self.recent[layer, :, :, : held - coded], x), 2) if held > coded else x
-        found = torch.cat((self.dense(layer, coded), new), 2) if coded else new
-        done = max(coded, coded + new.shape[2] - WINDOW)
-        if done > coded:
-            self.put(layer, new[:, :, : done - coded], coded)
-        self.recent[layer, :, :, : new.shape[2] - (done - coded)] = new[:, :, done - coded :]
+        dense, longest, end = self.dense(layer, max(lengths)), max(lengths), view.seen.stop
+        found = torch.cat((dense, dense.new_empty(*x.shape[:2], end - longest, x.shape[3])), 2) if longest else x
+        ring = self.recent[layer]  # (B, Hkv, RING, D)
+        if isinstance(view.put, slice):
+            late = torch.arange(max(0, longest - WINDOW), longest, device=x.device)
+            if longest:
+                found[:, :, late] = ring[:, :, late % RING]
+                found[:, :, view.put] = x
+        else:
+            rows, slots = view.put
+            late = torch.tensor(lengths, device=x.device)[:, None] - torch.arange(WINDOW, 0, -1, device=x.device)
+            late = late.clamp(min=0)  # (B, WINDOW); the first token several times in a short row
+            found[rows, :, late] = ring[rows, :, late % RING]
+            found[rows, :, slots] = x.transpose(1, 2)
+        self._put(layer, x, view.put)
+        for count in set(counts) - {0}:  # most often one number
+            rows = [row for row, own in enumerate(counts) if own == count]
+            new = min(count, RING)
+            places = torch.tensor([[lengths[row] + count - new + i for i in range(new)] for row in rows])
+            index = torch.tensor(rows, device=x.device)[:, None]
+            ring[index, :, places.to(x.device) % RING] = x[rows, :, count - new : count].transpose(1, 2)
         return found
 
-    def rows(self, rows: Tensor | list[int]) -> "Kept":
-        """Those of the rows at these places."""
-        least = None if self.least is None else self.least[:, rows]
-        return Kept(self.codes[:, rows], self.scale[:, rows], least, self.recent[:, rows])
+    def part(self, start: int, stop: int) -> "Kept":
+        """These rows: views."""
+        return self._each(lambda held: held[:, start:stop])
 
-    def grown(self, capacity: int) -> "Kept":
-        """The same with room for so many tokens."""
+    def keep(self, places: list[int]) -> "Kept":
+        """The rows at these places."""
+        return self._each(lambda held: held[:, places])
 
-        def more(held: Tensor) -> Tensor:
-            made = held.new_empty(*held.shape[:3], capacity, held.shape[4])
-            made[:, :, :, : held.shape[3]] = held
+    def more(self, rows: int, capacity: int) -> "Kept":
+        """The same with room for so many rows and tokens."""
+
+        def moved(held: Tensor, slots: int) -> Tensor:
+            made = held.new_empty(held.shape[0], rows, held.shape[2], slots, held.shape[4])
+            made[:, : held.shape[1], :, : held.shape[3]] = held
             return made
 
-        least = None if self.least is None else more(self.least)
-        return Kept(more(self.codes), more(self.scale), least, self.recent)
+        least = None if self.least is None else moved(self.least, capacity)
+        return Kept(moved(self.codes, capacity), moved(self.scale, capacity), least, moved(self.recent, RING))
+
+    def _each(self, of: Callable[[Tensor], Tensor]) -> "Kept":
+        least = None if self.least is None else of(self.least)
+        return Kept(of(self.codes), of(self.scale), least, of(self.recent))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+        parts = (self.codes, self.scale, self.recent, self.least)
+        return sum(part.nbytes for part in parts if part is not None)
 
 
 _CODES = {8: torch.int8, 4: torch.uint8}
 
 
-@dataclass
-class CodedCache:
+class CodedCache(Slots):
     """It stands where KVCache does: a token sees itself and the WINDOW before it as they are, earlier ones as codes.
 
     What is read in one pass, as a prompt is, sees itself as it is. Each step unpacks one layer after another, so this
-    saves memory, and takes time.
+    saves memory, and takes time. Layers with a window keep all tokens.
 
     Source: the grid by token and group of channels of Sheng et al., "FlexGen", arXiv:2303.06865, section 5, and the
     window of Liu et al., "KIVI", arXiv:2402.02750, section 3.3; keys go by token here too.
 
     Attributes:
         keys: rotated where positions are rotary.
-        length: tokens held, the same in every row.
-        coded: the first ones, which have codes.
-        segments: as in KVCache.
+        values: as they are.
     """
 
-    keys: Kept
-    values: Kept
-    length: int = 0
-    coded: int = 0
-    segments: Tensor | None = None
+    def __init__(
+        self,
+        config: ModelConfig,
+        rows: int,
+        capacity: int,
+        bits: Literal[8, 4],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__(config, rows, capacity, drops=False)
+        shape = (config.layers, rows, config.kv_heads, capacity, config.head_dim)
+        self.keys, self.values = (Kept.empty(shape, bits, device, dtype) for _ in range(2))
 
     @classmethod
     def allocate(
@@ -146,63 +184,60 @@ class CodedCache:
         """
         if bits == 4 and config.head_dim % 2:
             raise ValueError(f"head_dim {config.head_dim} is odd: 4 bits go into bytes by twos")
-        shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
-        return cls(*(Kept.empty(shape, bits, device, dtype) for _ in range(2)))
-
-    @property
-    def capacity(self) -> int:
-        """Tokens a row that fit."""
-        return self.keys.codes.shape[3]
+        return cls(config, batch, capacity, bits, device, dtype)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in one layer's keys and values (B, Hkv, T, D) of T new tokens; `advance` follows the last layer.
+        """Take in one layer's keys and values (B, Hkv, T, D) of the T new tokens of a pass.
 
         Returns:
-            All keys and all values of the layer as the new tokens see them, (B, Hkv, length + T, D) each.
+            The keys and values of the layer that they may see, (B, Hkv, S, D) each.
         """
-        at = (self.coded, self.length)
-        return self.keys.append(layer, k, *at), self.values.append(layer, v, *at)
+        window = self.windows[layer]
+        given = (self.views[None], self.lengths, self.counts)
+        seen = self.views[window].seen
+        return tuple(kept.append(layer, x, *given)[:, :, seen] for kept, x in ((self.keys, k), (self.values, v)))
 
-    def mark(self, segments: Tensor | None, tokens: int) -> Tensor | None:
-        """As in KVCache."""
-        rows, place = self.keys.codes.shape[1], self.keys.codes.device
-        self.segments = marked(self.segments, segments, self.length, tokens, (rows, self.capacity), place)
-        return None if self.segments is None else self.segments[:, : self.length + tokens]
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that there is room for."""
+        return self.keys.nbytes + self.values.nbytes
 
-    def advance(self, tokens: int) -> None:
-        """Count `tokens` as held, once every layer has appended them."""
-        self.length += tokens
-        self.coded = max(self.coded, self.length - WINDOW)
+    def rows(self, start: int, stop: int) -> "CodedCache":
+        """These rows, as a cache over the same memory: passes over it are to be told to this one by `took`."""
+        part = object.__new__(CodedCache)
+        part.__dict__ |= self.__dict__
+        part.lengths, part.first = self.lengths[start:stop], self.first[start:stop]
+        part.keys, part.values = self.keys.part(start, stop), self.values.part(start, stop)
+        return part
 
-    def truncate(self, length: int) -> None:
-        """Forget every token after the first `length`.
+    def took(self, part: "CodedCache", start: int) -> None:
+        """Take over what was read into `rows(start, ...)`."""
+        self.lengths[start : start + len(part.lengths)] = part.lengths
 
-        Raises:
-            ValueError: fewer are held.
-        """
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot keep {length} of {self.length} tokens")
-        self.length, self.coded = length, min(self.coded, length)
+    def add(self, rows: int, most: int | None = None) -> None:
+        """So many empty rows more, after the others."""
+        self.lengths, self.first = self.lengths + [0] * rows, self.first + [0] * rows
+        self.keys, self.values = (kept.more(len(self.lengths), self.capacity) for kept in (self.keys, self.values))
 
-    def select(self, rows: Tensor) -> "CodedCache":
-        """A cache of the rows at these places, (N,) int64, in their order; a row may come several times."""
-        return self._of(rows)
+    def grow(self, capacity: int) -> None:
+        """Have room for `capacity` tokens in each row."""
+        self.capacity = capacity
+        self.keys, self.values = (kept.more(len(self.lengths), capacity) for kept in (self.keys, self.values))
 
-    def keep(self, places: list[int]) -> "CodedCache":
-        """The rows at these places, and no others."""
-        return self._of(places)
+    def keep(self, places: Sequence[int]) -> None:
+        """Leave the rows at these places, in this order; a row may come several times."""
+        places = list(places)
+        self.lengths, self.first = [self.lengths[place] for place in places], [0] * len(places)
+        self.keys, self.values = self.keys.keep(places), self.values.keep(places)
 
-    def grown(self, capacity: int) -> "CodedCache":
-        """The same tokens in a cache with room for `capacity`."""
-        marks = None
-        if self.segments is not None:
-            marks = self.segments.new_ones(self.segments.shape[0], capacity)
-            marks[:, : self.capacity] = self.segments
-        return replace(self, keys=self.keys.grown(capacity), values=self.values.grown(capacity), segments=marks)
 
-    def _of(self, rows: Tensor | list[int]) -> "CodedCache":
-        marks = None if self.segments is None else self.segments[rows]
-        return replace(self, keys=self.keys.rows(rows), values=self.values.rows(rows), segments=marks)
+def _write(held: Tensor, put: slice | tuple[Tensor, Tensor], x: Tensor) -> None:
+    """x (B, Hkv, T, n) into slots of (B, Hkv, capacity, n)."""
+    if isinstance(put, slice):
+        held[:, :, put] = x
+    else:
+        rows, slots = put
+        held[rows, :, slots] = x.transpose(1, 2)
 
 
 def _inverse(scale: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from llmctl.core.model.linear import Features, attend_linearly
 from llmctl.core.model.matrices import Embedding, Joint, Linear, each
 from llmctl.core.model.memory import Memory
 from llmctl.core.model.norms import RMSNorm, norm_of
-from llmctl.core.model.position import Angles, Rotary, alibi_slopes, relative_buckets, rotate
+from llmctl.core.model.position import Angles, Rotary, alibi_slopes, places_ahead, relative_buckets, rotate
 from llmctl.core.model.virtual import Place
 from llmctl.spec.model import ModelConfig, Rotation
 
@@ -116,7 +116,7 @@ class Attention(nn.Module):
 
     def heads(self, x: Tensor) -> Tensor:
         """(B, T, heads * D) to (B, heads, T, D)."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
     def merged(self, y: Tensor) -> Tensor:
         """(B, H, T, D) to (B, T, width)."""
@@ -331,25 +331,41 @@ class Stack(nn.Module):
             segments, prefix = (None if part is None else place.beside(1, part) for part in (segments, prefix))
             keys += place.count
         if cache is not None:
-            segments = cache.mark(segments, keys)  # (B, S)
-            keys += cache.length
+            cache.open(keys, segments, x.device)
         if self.slopes is not None and self.slopes.device != x.device:
             self.slopes = self.slopes.to(x.device)
         kind = x.device.type
         cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if cast else x.dtype  # of q, k and v
         angles = {name: rotary(positions, dtype) for name, rotary in self.rotaries.items()}
-        masks = {
-            window: self_mask(tokens, keys, self.causal, window, segments, self.slopes, prefix, x.device, dtype)
-            for window in self.windows
-            if self.config.attention == "softmax"  # a mask has a number for each pair of tokens
-        }
-        if self.relative is not None:
-            buckets = relative_buckets(tokens, keys, self.config, self.causal, x.device)  # (T, S)
-            bias = self.relative(buckets).permute(2, 0, 1)[None].to(dtype).contiguous()  # (1, H, T, S)
-            masks = {window: mask._replace(bias=bias) for window, mask in masks.items()}
+        masks = {}
+        if self.config.attention == "softmax":  # a mask has a number for each pair of tokens
+            given = (tokens, keys, segments, prefix, cache, dtype, x.device)
+            masks = {window: self._mask(window, *given) for window in self.windows}
         kept = kind == "cpu" and keys <= LONGEST and self.config.attention_softcap is None
         if kept and torch.is_grad_enabled():  # one sum for all layers, where attention is explicit
             size = (tokens, keys, dtype, x.device)
             masks = {window: mask._replace(added=mask.summed(*size)) for window, mask in masks.items()}
         return Shared(angles, masks, cache, memory, crossing, segments, self.causal, place)
+
+    def _mask(
+        self,
+        window: int | None,
+        tokens: int,
+        keys: int,
+        segments: Tensor | None,
+        prefix: Tensor | None,
+        cache: Cache | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Mask:
+        """That of the layers with a window, where the pass is of so many tokens and keys."""
+        if cache is None:
+            mask = self_mask(tokens, keys, self.causal, window, segments, self.slopes, prefix, device, dtype)
+        else:
+            mask = cache.mask(tokens, window, self.slopes, prefix, dtype)
+        if self.relative is None:
+            return mask
+        ahead = places_ahead(tokens, keys, device) if cache is None else cache.ahead(tokens, window)
+        bias = self.relative(relative_buckets(ahead, self.config, self.causal))  # (B or 1, T, S, H)
+        return mask._replace(bias=bias.permute(0, 3, 1, 2).to(dtype).contiguous())

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -46,3 +47,20 @@ class Memory:
         segments = None if self.segments is None else self.segments[rows]
         kept = {layer: (k[rows], v[rows]) for layer, (k, v) in self.kept.items()}
         return Memory(self.hidden[rows], segments, kept)
+
+    def rows(self, start: int, stop: int) -> "Memory":
+        """These rows: views."""
+        segments = None if self.segments is None else self.segments[start:stop]
+        kept = {layer: (k[start:stop], v[start:stop]) for layer, (k, v) in self.kept.items()}
+        return Memory(self.hidden[start:stop], segments, kept)
+
+    def joined(self, other: "Memory") -> "Memory":
+        """These rows and then those of another one; what is kept is made again when it is needed."""
+        longest = max(self.hidden.shape[1], other.hidden.shape[1])
+        parts = [(one.hidden, one.hidden.new_ones(one.hidden.shape[:2], dtype=torch.int64) if one.segments is None
+                  else one.segments) for one in (self, other)]  # fmt: skip
+        hidden, segments = (
+            torch.cat([F.pad(part, [0, 0] * (part.dim() - 2) + [0, longest - part.shape[1]]) for part in some])
+            for some in zip(*parts, strict=True)
+        )
+        return Memory(hidden, None if bool(segments.all()) else segments)

@@ -201,23 +201,26 @@ def alibi_slopes(heads: int) -> Tensor:
     return torch.tensor(series, dtype=torch.float32, device="cpu")
 
 
-def relative_buckets(queries: int, keys: int, config: ModelConfig, causal: bool, device: torch.device) -> Tensor:
+def places_ahead(queries: int, keys: int, device: torch.device | None = None) -> Tensor:
+    """How many places each of `keys` tokens is after each of the last `queries` of them, (1, T, S) int64."""
+    slots = torch.arange(keys, device=device)
+    return (slots - slots[keys - queries :, None])[None]
+
+
+def relative_buckets(ahead: Tensor, config: ModelConfig, causal: bool) -> Tensor:
     """The row of the table of biases for each query and key: near distances have one each, far ones share.
 
     Args:
-        queries: T, the last of `keys` tokens; distances count slots.
-        keys: S.
+        ahead: int64, how many places each key is after its query.
         config: of a model whose position is "relative".
         causal: keys after the query share the first bucket, and all buckets are for those before it; else half
             of the buckets are for either side.
 
     Returns:
-        (T, S) int64, less than relative_buckets.
+        int64 of the same shape, less than relative_buckets.
 
     Source: Raffel et al., arXiv:1910.10683, section 2.1, and the released code for the logarithmic steps.
     """
-    slots = torch.arange(keys, device=device)
-    ahead = slots - slots[keys - queries :, None]  # (T, S), more than 0 after the query
     count, first = config.relative_buckets, torch.zeros_like(ahead)
     if causal:
         away = -ahead.clamp(max=0)

@@ -87,7 +87,7 @@ class Transformer(nn.Module):
         row = self._row(self.last_stack, prompt, tokens, positions, segments, types, prefix, cache)
         x = self.last_stack(self.embed(*row[:5]), row.positions, row.segments, cache, row.prefix, memory)
         if cache is not None:
-            cache.advance(x.shape[1] + (self.last_stack.virtual if cache.length == 0 else 0))
+            cache.advance()
         return x if row.place is None else self._own(x, row.place)
 
     def enter(
@@ -220,10 +220,12 @@ class Transformer(nn.Module):
             segments, prefix = (None if part is None else place.beside(1, part) for part in (segments, prefix))
             types = None if types is None else place.beside(0, types)
         added = 0 if place is None else place.count
-        if positions is None:
-            start = max(start, first)
-            end = start + added + tokens.shape[1]
-            positions = torch.arange(start, end, device=tokens.device)[None]  # (1, S)
+        if positions is None and start:
+            positions = cache.places(tokens.shape[1], tokens.device)  # (B or 1, T)
+            self._check_fits(start + tokens.shape[1])
+        elif positions is None:
+            end = first + added + tokens.shape[1]
+            positions = torch.arange(first, end, device=tokens.device)[None]  # (1, S)
             self._check_fits(end)
         elif first or known:
             positions = positions + (first + known)

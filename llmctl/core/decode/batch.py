@@ -1,0 +1,220 @@
+"""Desk: continuous batching: completions are made side by side, those that have ended leave, waiting ones enter."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmctl.core.decode.choose import Chooser, Picked
+from llmctl.core.decode.line import Line
+from llmctl.core.decode.rows import SHARED, Rows, common, rows_of
+from llmctl.core.decode.rules import Rules
+from llmctl.core.model.coded import GROUP, RING
+from llmctl.core.model.transformer import Transformer
+from llmctl.errors import Exit, UserError
+from llmctl.spec.memory import kv_cache
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(eq=False)
+class Wish:
+    """A completion that is wanted.
+
+    Attributes:
+        prompt: ids, one at least; of an encoder-decoder, what its encoder reads.
+        chooser: how its tokens are chosen.
+        key: `stream_key` of its random stream.
+        limit: how many tokens it may have.
+        eos: ids that end it.
+        stopped: told each new token that is not in `eos`; True ends it.
+    """
+
+    prompt: Sequence[int]
+    chooser: Chooser
+    key: int
+    limit: int
+    eos: frozenset[int] = frozenset()
+    stopped: Callable[[int], bool] | None = None
+
+
+class Event(NamedTuple):
+    """What became of a wish in a step: a token, its end, or both.
+
+    Attributes:
+        picked: the token; None if it ends without another one.
+        finish: why it has ended, or None.
+    """
+
+    wish: Wish
+    picked: Picked | None
+    finish: Finish | None
+
+
+class Desk:
+    """Completions in the making.
+
+    What is written does not depend on what is written beside it, but for the rounding of sums.
+
+    Args:
+        rows: completions at a time.
+        kv_bits: as for `Rows`.
+        rules: of the checkpoint; an encoder-decoder needs their `start`.
+        memory: bytes that keys and values may take, or None: fewer rows go on at a time where they are too long.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        rows: int = 16,
+        kv_bits: int = 0,
+        rules: Rules | None = None,
+        memory: int | None = None,
+    ):
+        self.model, self.most, self.memory = model, rows, memory
+        self.start = () if rules is None else rules.start
+        self.rows: Rows = rows_of(model, kv_bits, self.start)
+        self.rows.widest = rows
+        self._kv_bits = kv_bits
+        self._waiting: deque[Wish] = deque()
+        self._wishes: list[Wish] = []
+        self._lines: list[Line] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything left to do."""
+        return bool(self._waiting or self._wishes)
+
+    @property
+    def waiting(self) -> int:
+        """Wishes that have not begun."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Completions in the making."""
+        return len(self._wishes)
+
+    def ask(self, wish: Wish) -> None:
+        """Take a wish; those that came first begin first.
+
+        Raises:
+            UserError: its keys and values alone take more memory than there is.
+        """
+        if self.memory is not None and self._bytes(1, self._length(wish)) > self.memory:
+            raise UserError(
+                f"Keys and values of {self._length(wish)} tokens take {self._bytes(1, self._length(wish)):,} bytes, but "
+                f"{self.memory:,} are left for them.",
+                "Raise --memory, or lower --max-tokens.",
+                Exit.FIT,
+            )
+        self._waiting.append(wish)
+
+    def cancel(self, wish: Wish) -> None:
+        """Let go of a wish; nothing more is heard of it."""
+        if wish in self._wishes:
+            self._keep([place for place, one in enumerate(self._wishes) if one is not wish])
+        elif wish in self._waiting:
+            self._waiting.remove(wish)
+
+    def step(self) -> list[Event]:
+        """Have every completion go on by one token, after those that there is room for have begun.
+
+        Raises:
+            UserError: a model's scores are not numbers, or rules leave no token.
+        """
+        scores = [self.rows.step([line.written[-1] for line in self._lines])] if self._wishes else []
+        events = [Event(wish, None, "length") for wish in self._unfit()]
+        fresh = self._entering()
+        if fresh:
+            self.rows.most = max(map(self._length, [*self._wishes, *fresh]))
+            scores.append(self.rows.add([wish.prompt for wish in fresh]))
+            self._wishes += fresh
+            self._lines += [wish.chooser.line(wish.prompt, wish.key, wish.limit) for wish in fresh]
+            self._remember(fresh)
+        if not scores:
+            return events
+        live = []
+        picked = self._pick(scores[0] if len(scores) == 1 else torch.cat(scores))
+        for place, (wish, line, token) in enumerate(zip(self._wishes, self._lines, picked, strict=True)):
+            finish: Finish | None = None
+            if token.id in wish.eos or (wish.stopped is not None and wish.stopped(token.id)):
+                finish = "stop"
+            elif line.done:
+                finish = "stop"
+            elif line.step >= wish.limit:
+                finish = "length"
+            if finish is None:
+                live.append(place)
+            events.append(Event(wish, token, finish))
+        if len(live) < len(self._wishes):
+            self._keep(live)
+        return events
+
+    def _pick(self, scores: Tensor) -> list[Picked]:
+        """The next token of each row, from scores (B, V): rows that share a chooser are chosen together."""
+        choosers = {id(wish.chooser): wish.chooser for wish in self._wishes}
+        if len(choosers) == 1:
+            return self._wishes[0].chooser.pick(scores, self._lines)
+        found: list[Picked | None] = [None] * len(self._wishes)
+        for chooser in choosers.values():
+            places = [place for place, wish in enumerate(self._wishes) if wish.chooser is chooser]
+            for place, one in zip(places, chooser.pick(scores[places], [self._lines[p] for p in places]), strict=True):
+                found[place] = one
+        return found
+
+    def _keep(self, live: list[int]) -> None:
+        """Leave only these; the last rows take the places of those that go, so that few move."""
+        count, held = len(live), set(live)
+        late = [place for place in live if place >= count]
+        places = [place if place in held else late.pop() for place in range(count)]
+        self.rows.keep(places)
+        self._wishes, self._lines = [self._wishes[p] for p in places], [self._lines[p] for p in places]
+
+    def _unfit(self) -> list[Wish]:
+        """Wishes for no token, which end before they begin."""
+        found = [wish for wish in self._waiting if wish.limit <= 0]
+        for wish in found:
+            self._waiting.remove(wish)
+        return found
+
+    def _entering(self) -> list[Wish]:
+        """The wishes that begin now, by length: those of like length are read together."""
+        fresh: list[Wish] = []
+        longest = max(map(self._length, self._wishes), default=0)
+        while self._waiting and len(self._wishes) + len(fresh) < self.most:
+            longest = max(longest, self._length(self._waiting[0]))
+            count = len(self._wishes) + len(fresh) + 1
+            if self.memory is not None and count > 1 and self._bytes(count, longest) > self.memory:
+                break
+            fresh.append(self._waiting.popleft())
+        return sorted(fresh, key=lambda wish: len(wish.prompt))
+
+    def _remember(self, fresh: list[Wish]) -> None:
+        """Keep the beginning that the next wish shares with one that has just begun: rows may leave before it comes."""
+        if not self._waiting or self.start:
+            return
+        following = self._waiting[0].prompt
+        size, place = max((common((wish.prompt, following)), -place) for place, wish in enumerate(fresh))
+        known = max((common((prefix.ids, following)) for prefix in self.rows.prefixes), default=0)
+        if size >= SHARED and size > known:
+            kept = self.rows.snapshot(len(self._wishes) - len(fresh) - place, size)
+            if kept is not None:
+                self.rows.prefixes = [one for one in self.rows.prefixes if one.kept] + [kept]
+
+    def _length(self, wish: Wish) -> int:
+        """Tokens that its row may come to hold; the last one is not read."""
+        return len(self.start or wish.prompt) + wish.limit - 1 + self.rows.virtual
+
+    def _bytes(self, rows: int, tokens: int) -> int:
+        """Bytes of the keys and values of so many rows of so many tokens."""
+        config, whole = self.model.config, self.rows.dtype.itemsize
+        source = tokens if self.start else 0
+        if not self._kv_bits:
+            return rows * kv_cache(config, tokens, whole, source=source)
+        scales = 2 / config.head_dim if self._kv_bits == 8 else 4 / min(GROUP, config.head_dim)
+        coded = kv_cache(config, tokens, 1, source=source) * (self._kv_bits / 8 + scales)
+        return rows * (int(coded) + kv_cache(config, RING, whole))

@@ -1,0 +1,281 @@
+"""Rows: texts side by side that a model reads, step by step or many tokens at once, and what may come next in each."""
+
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from llmctl.core.compress.quant.quicken import quicken
+from llmctl.core.decode.prefix import Prefix
+from llmctl.core.model.cache import Cache, KVCache, cache_for
+from llmctl.core.model.coded import CodedCache
+from llmctl.core.model.memory import Memory
+from llmctl.core.model.position import turning_point
+from llmctl.core.model.slots import CHUNK
+from llmctl.core.model.transformer import Transformer
+
+SPARE = 256  # tokens after those that are read at first that a cache has room for
+SHARED = 16  # tokens at the beginning of two texts that are worth copying rather than reading again
+BY_ROW = ("dynamic", "longrope")  # rotary positions that depend on how long a row is
+
+
+class Rows:
+    """Texts side by side that a model has read: it keeps their keys and values, and says what may come next.
+
+    What a row's scores are does not depend on the rows beside it, but for the rounding of sums.
+
+    Args:
+        model: made ready to decode, see `quicken`.
+        kv_bits: of the keys and values that are kept, 8 or 4; 0: as they are computed.
+        start: ids that the decoder of an encoder-decoder begins with; () for a decoder.
+
+    Attributes:
+        texts: the ids that each row holds, those of virtual tokens not counted.
+        prefixes: beginnings of texts whose keys and values are known.
+        most: tokens that a row will come to hold, or None: no memory is taken for more.
+        widest: rows that there will be at a time, or None: the same.
+    """
+
+    most: int | None = None
+    widest: int | None = None
+
+    def __init__(self, model: Transformer, kv_bits: int = 0, start: Sequence[int] = ()):
+        quicken(model)
+        self.model, self.kv_bits, self.start = model, kv_bits, list(start)
+        self.texts: list[list[int]] = []
+        self.prefixes: list[Prefix] = []
+        weight = next(model.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        self.virtual = model.virtual_tokens("decoder")
+        self.turn = turning_point(model.config)
+        self._by_row = model.config.rope_scaling is not None and model.config.rope_scaling.kind in BY_ROW
+        self._whole = model.config.prefix_lm or self._by_row  # a text is read in one pass
+        self._cache: Cache | None = None
+        self._memory: Memory | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values that there is room for."""
+        return 0 if self._cache is None else self._cache.nbytes
+
+    @torch.inference_mode()
+    def add(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Read new texts, none empty, as rows after those there are.
+
+        Equal texts are read once, and so are beginnings that are known from other rows or from `prefixes`; long texts
+        are read in chunks. Of an encoder-decoder, they are what its encoder reads.
+
+        Returns:
+            (n, V) float32, the scores of what may come after each.
+        """
+        unique = list(dict.fromkeys(map(tuple, texts)))
+        first = len(self)
+        if self.model.encoder_embed is not None:
+            self._join(self._encoded(unique))
+        read = [list(text) for text in unique] if self.model.encoder_embed is None else [self.start] * len(unique)
+        self._admit(len(read), max(map(len, read)))
+        self.texts += [[] for _ in read]
+        self._begin(first, read)
+        found = []
+        for start, stop in _alike([len(text) - len(own) for text, own in zip(read, self.texts[first:], strict=True)],
+                                  [bool(own) for own in self.texts[first:]]):  # fmt: skip
+            found.append(self._read(first + start, first + stop, [
+                text[len(own) :] for text, own in zip(read[start:stop], self.texts[first + start : first + stop],
+                                                      strict=True)]))  # fmt: skip
+        scores = torch.cat(found)
+        if len(texts) > len(unique):
+            places = [unique.index(tuple(text)) for text in texts]
+            self.keep([*range(first), *(first + place for place in places)])
+            scores = scores[places]
+        return scores
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Every row reads one token: (B, V) float32, the scores of what may come next."""
+        if self.turn is not None and any(len(text) + self.virtual == self.turn for text in self.texts):
+            return self.read([[token] for token in tokens], last=True)
+        self._grow(1)
+        ids = torch.tensor(tokens, device=self.device)[:, None]
+        hidden = self.model(ids, cache=self._cache, memory=self._memory)  # (B, 1, D)
+        for text, token in zip(self.texts, tokens, strict=True):
+            text.append(token)
+        return self.model.head(hidden[:, 0]).float()
+
+    @torch.inference_mode()
+    def read(self, news: Sequence[Sequence[int]], last: bool = False) -> Tensor:
+        """Every row reads one or more tokens.
+
+        Returns:
+            (B, T, V) float32, T the most tokens of a row: the scores after each; those after the end of shorter rows
+            mean nothing. `last`: (B, V), those after each row's last token.
+        """
+        return self._read(0, len(self), [list(new) for new in news], last)
+
+    def cut(self, lengths: Sequence[int]) -> None:
+        """Have each row forget its tokens after so many; virtual ones are not counted.
+
+        Raises:
+            ValueError: a row holds fewer, or has dropped what those see.
+        """
+        self._cache.cut([length + self.virtual for length in lengths])
+        for text, length in zip(self.texts, lengths, strict=True):
+            del text[length:]
+
+    @torch.inference_mode()
+    def keep(self, places: Sequence[int]) -> None:
+        """Leave these rows, in this order; one may come several times."""
+        if list(places) == list(range(len(self))):
+            return
+        self._cache.keep(places)
+        self.texts = [list(self.texts[place]) for place in places]
+        if self._memory is not None:
+            self._memory = self._memory.select(torch.tensor(places, dtype=torch.int64, device=self.device))
+
+    @torch.inference_mode()
+    def snapshot(self, place: int, length: int) -> Prefix | None:
+        """The first tokens of a row, with a copy of their keys and values; None where they cannot stand alone."""
+        cache = self._cache
+        if self._whole or not isinstance(cache, KVCache) or cache.first[place] or self._memory is not None:
+            return None
+        end = length + self.virtual
+        pairs = [cache.held(place, layer) for layer in range(len(cache.keys))]
+        return Prefix(tuple(self.texts[place][:length]), [(k[:, :end].clone(), v[:, :end].clone()) for k, v in pairs])
+
+    def _admit(self, rows: int, tokens: int) -> None:
+        """Empty rows in the cache, with room for texts of so many tokens."""
+        if self._cache is None:
+            made = (self.model.config, rows, self._room(tokens + SPARE, tokens))
+            if self.kv_bits:
+                self._cache = CodedCache.allocate(*made, self.kv_bits, self.device, self.dtype)
+            else:
+                self._cache = cache_for(*made, self.device, self.dtype)
+            return
+        self._cache.add(rows, self.widest)
+        if self.virtual + tokens > self._cache.capacity:
+            self._cache.grow(self._room(tokens + SPARE, tokens))
+
+    def _grow(self, tokens: int) -> None:
+        """Have room for so many tokens more in the longest row."""
+        cache = self._cache
+        wanted = cache.length + tokens
+        if wanted > cache.capacity:  # few completions are as long as they may be
+            cache.grow(self._room(2 * cache.capacity, wanted))
+
+    def _room(self, good: int, needed: int) -> int:
+        """Slots of a row: a good number, if it comes to hold so many tokens, and those that are needed."""
+        return self.virtual + max(needed, good if self.most is None else min(good, self.most))
+
+    def _begin(self, first: int, read: list[list[int]]) -> None:
+        """Have new rows begin with what is known of their texts; the last token of a text is always read."""
+        if self._whole or self.kv_bits or not isinstance(self._cache, KVCache) or self._memory is not None:
+            return
+        together = common(read) if len(read) > 1 else 0
+        for number, text in enumerate(read):
+            row, cache = first + number, self._cache
+            known = [(common((text[:-1], other)), place) for place, other in enumerate(self.texts[:row])
+                     if not cache.first[place]]  # fmt: skip
+            kept = [(common((text[:-1], prefix.ids)), prefix) for prefix in self.prefixes]
+            length, place = max(known, default=(0, 0))
+            size, prefix = max(kept, default=(0, None), key=lambda one: one[0])
+            if max(length, size, min(together, len(text) - 1)) < SHARED:
+                continue
+            if number == 0 and together > max(length, size):  # the others copy it from here
+                self._read(row, row + 1, [text[: min(together, len(text) - 1)]])
+            elif length >= size:
+                cache.copy(place, row, self.virtual + length)
+                self.texts[row] = text[:length]
+            else:
+                cache.fill(row, prefix.pairs, self.virtual + size)
+                self.texts[row] = text[:size]
+
+    def _read(self, start: int, stop: int, news: list[list[int]], last: bool = True) -> Tensor:
+        """Read new tokens, one or more, into some of the rows, as `read` does into all."""
+        if self.turn is not None:
+            self._turn(start, stop, news)
+        self._grow(max(map(len, news)))
+        every = (start, stop) == (0, len(self))
+        cache = self._cache if every else self._cache.rows(start, stop)
+        memory = self._memory if every or self._memory is None else self._memory.rows(start, stop)
+        longest = max(map(len, news))
+        size = longest if self._whole else min(CHUNK, longest)
+        found: list[Tensor] = []
+        ends = [None] * len(news)
+        for at in range(0, longest, size):
+            parts = [new[at : at + size] for new in news]
+            hidden = self._pass(cache, memory, parts)  # (B, T, D)
+            for row, part in enumerate(parts):
+                if part:
+                    ends[row] = hidden[row, len(part) - 1]
+            if not last:
+                found.append(self.model.head(hidden).float())
+        for text, new in zip(self.texts[start:stop], news, strict=True):
+            text += new
+        if not every:
+            self._cache.took(cache, start)
+        return self.model.head(torch.stack(ends)).float() if last else torch.cat(found, 1)
+
+    def _pass(self, cache: Cache, memory: Memory | None, news: list[list[int]]) -> Tensor:
+        """One pass over new tokens, of unequal number: hidden states (B, T, D)."""
+        counts = [len(new) for new in news]
+        longest = max(counts)
+        tokens = torch.tensor([new + [0] * (longest - len(new)) for new in news], device=self.device)  # (B, T)
+        segments = positions = prefix = None
+        if min(counts) < longest:
+            ends = torch.tensor(counts, device=self.device)[:, None]
+            segments = (torch.arange(longest, device=self.device) < ends).long()  # (B, T)
+            if self._by_row:  # the places of padding are not the row's
+                starts = torch.tensor(cache.lengths, device=self.device)[:, None] - self.virtual * (cache.length > 0)
+                positions = starts + torch.minimum(torch.arange(longest, device=self.device), ends - 1)
+        if self.model.config.prefix_lm and cache.length == 0:
+            prefix = torch.ones_like(tokens, dtype=torch.bool) if segments is None else segments.bool()
+        known = {"positions": positions, "segments": segments, "prefix": prefix}
+        return self.model(tokens, cache=cache, memory=memory, **known)
+
+    def _turn(self, start: int, stop: int, news: list[list[int]]) -> None:
+        """Where the angles of all places change with the length of a row, it is read again up to the new tokens."""
+        for row, new in zip(range(start, stop), news, strict=True):
+            text = self.texts[row]
+            if text and len(text) + self.virtual <= self.turn < len(text) + self.virtual + len(new):
+                part = self._cache.rows(row, row + 1)
+                part.cut([0])
+                self._cache.took(part, row)
+                new[:0] = text
+                text.clear()
+
+    def _encoded(self, texts: Sequence[Sequence[int]]) -> Memory:
+        """What the encoder makes of texts."""
+        longest = max(map(len, texts))
+        tokens = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=self.device)  # (n, S)
+        lengths = torch.tensor([len(text) for text in texts], device=self.device)
+        segments = (torch.arange(longest, device=self.device) < lengths[:, None]).long()
+        return self.model.encode(tokens, segments=None if bool(segments.all()) else segments)
+
+    def _join(self, memory: Memory) -> None:
+        """Take over the sources of new rows."""
+        self._memory = memory if self._memory is None else self._memory.joined(memory)
+
+
+def rows_of(model: Transformer, kv_bits: int = 0, start: Sequence[int] = ()) -> Rows:
+    """The fastest rows that this model, on this machine, can be read with; arguments as for `Rows`."""
+    return Rows(model, kv_bits, start)
+
+
+def common(texts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of them begin with."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False)))
+
+
+def _alike(sizes: list[int], begun: list[bool]) -> Iterator[tuple[int, int]]:
+    """Runs of neighbours that are read together: of not too unequal sizes, and all or none with a beginning."""
+    start = 0
+    for stop in range(1, len(sizes) + 1):
+        if stop < len(sizes) and begun[stop] == begun[start]:
+            run = sizes[start : stop + 1]
+            if max(run) <= 2 * min(run) + 8 and max(run) * len(run) <= 4 * CHUNK:
+                continue
+        yield start, stop
+        start = stop
