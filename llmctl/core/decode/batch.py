@@ -31,6 +31,8 @@ class Wish:
         limit: how many tokens it may have.
         eos: ids that end it.
         stopped: told each new token that is not in `eos`; True ends it.
+        drafted: tokens that were guessed ahead of the model, so far.
+        accepted: those of them that it kept.
     """
 
     prompt: Sequence[int]
@@ -39,6 +41,8 @@ class Wish:
     limit: int
     eos: frozenset[int] = frozenset()
     stopped: Callable[[int], bool] | None = None
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Event(NamedTuple):

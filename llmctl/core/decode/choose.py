@@ -62,9 +62,9 @@ class Chooser:
         ended = [Filter("end", "", closed(eos, vocab))] if self.processors else []
         self.filters = [*self.processors, *ended, *warpers(sampling)]
         told = sampling.logprobs is not None or sampling.best_of > sampling.n
-        self._tells = told or sampling.explain
+        self.tells = told or sampling.explain
         bound = [one for one in self.processors if one.name != "vocabulary"]
-        self._plain = sampling.greedy and not bound and not self._tells
+        self._plain = sampling.greedy and not bound and not self.tells
 
     def line(self, prompt: Sequence[int], key: int, limit: int, written: Sequence[int] = ()) -> Line:
         """A new completion.
@@ -126,12 +126,13 @@ class Chooser:
         Raises:
             UserError: the model's scores are not numbers, or the rules leave nothing and no token ends a text.
         """
-        if self._plain:
-            ids = self.draw(logits[:, : self.known], lines)
-            picked = [Picked(token) for token in ids]
-        else:
-            ids = self.draw(self.scores(logits, lines), lines)
-            picked = self._told(logits, lines, ids) if self._tells else [Picked(token) for token in ids]
+        plain = logits[:, : self.known] if self._plain else self.scores(logits, lines)
+        return self.take(logits, lines, self.draw(plain, lines))
+
+    @torch.inference_mode()
+    def take(self, logits: Tensor, lines: Sequence[Line], ids: Sequence[int]) -> list[Picked]:
+        """Write these tokens, chosen from the model's scores (n, V), to the lines: what there is to tell of them."""
+        picked = self._told(logits, lines, list(ids)) if self.tells else [Picked(token) for token in ids]
         for line, token in zip(lines, ids, strict=True):
             line.push(token)
         return picked

@@ -138,7 +138,8 @@ class _Text:
             return Told(self.name, text, None)
         text += self.stream.finish()
         finish = "stop" if self.stream.stopped else event.finish
-        return Told(self.name, text, Completion(self.stream.text, finish, self.count, tuple(self.picked)))
+        guesses = {"drafted": event.wish.drafted, "accepted": event.wish.accepted}
+        return Told(self.name, text, Completion(self.stream.text, finish, self.count, tuple(self.picked), **guesses))
 
 
 def complete(

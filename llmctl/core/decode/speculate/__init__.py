@@ -1,0 +1,1 @@
+"""Guessing tokens ahead and reading them at once: the same text, sooner."""
