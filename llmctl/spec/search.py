@@ -116,7 +116,8 @@ class Search:
             UserError: more than there are beams.
         """
         theirs = said.get("num_return_sequences")
-        n = theirs if n == 1 and self.strategy == "beams" and type(theirs) is int and theirs > 1 else n
+        if n == 1 and self.strategy == "beams" and type(theirs) is int and theirs > 1:
+            return min(theirs, self.beams)
         if self.strategy == "beams" and n > self.beams:
             raise UserError(f"--n is {n}, but there are {self.beams} beams.", f"Use --beams {n}.", Exit.USAGE)
         if self.strategy == "contrastive" and n > 1:

@@ -181,8 +181,12 @@ class Group:
 
     def _ends(self, beam: Beam, one: Candidate) -> tuple[bool, TextStream | None]:
         """Whether a token ends its text, and the text with it."""
-        if one.id in self.eos or beam.stream is None:
-            return one.id in self.eos, None
+        if one.id in self.eos:
+            return True, None
+        if beam.line.guide is not None and beam.grown(one, None, -1).line.done:
+            return True, None
+        if beam.stream is None:
+            return False, None
         stream = beam.stream.copy()
         stream.push(one.id)
         return stream.stopped, stream
@@ -337,11 +341,7 @@ def _candidates(chooser: Chooser, scores: Tensor, hunts: Sequence[Hunt], most: i
         noise = uniforms(*made, sums.shape[1])
         order = sums.to(noise.dtype) - torch.log(-torch.log(noise))
     best, ids = order.topk(min(most, order.shape[1]), dim=-1)  # (B, most)
-    if bool(best[:, 0].isnan().any()):
-        raise UserError(
-            "The model's scores are not numbers (NaN).",
-            "Try --dtype fp32; if that does not help, the checkpoint is broken, and llmctl verify may say where.",
-        )
+    check_numbers(best[:, 0])
     tables = [one.tolist() for one in (best, sums.gather(1, ids), ids, known.gather(1, ids))]
     columns = zip(*tables, strict=True)
 
@@ -355,3 +355,16 @@ def _candidates(chooser: Chooser, scores: Tensor, hunts: Sequence[Hunt], most: i
         return [one for _, one in sorted(found, key=lambda pair: -pair[0])[:most]]
 
     return [[ranked(group) for group in hunt.open] for hunt in hunts]
+
+
+def check_numbers(best: Tensor) -> None:
+    """Check that scores are numbers, by the best of each row: NaN counts as better than any.
+
+    Raises:
+        UserError: they are not.
+    """
+    if bool(best.isnan().any()):
+        raise UserError(
+            "The model's scores are not numbers (NaN).",
+            "Try --dtype fp32; if that does not help, the checkpoint is broken, and llmctl verify may say where.",
+        )

@@ -1,0 +1,189 @@
+"""Beam search: groups against a plain search of everything, drawn beams by their distribution, ends, and the tree."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from llmctl.core.decode.beam import Branch, beam_search
+from llmctl.core.decode.choose import Chooser
+from llmctl.core.decode.rows import Rows
+from llmctl.core.decode.rules import Rules
+from llmctl.core.decode.sample import stream_key
+from llmctl.core.decode.text import TextStream
+from llmctl.errors import UserError
+from llmctl.spec.sample import Sampling
+from llmctl.spec.search import Search
+from tests.core.decode.conftest import make_model
+
+PROMPT = [5, 2, 3]
+
+
+def found(model, search, prompts=(PROMPT,), tokens=6, eos=(), rules=None, **how):
+    """What is found for each prompt."""
+    sampling = how.pop("sampling", Sampling(max_tokens=tokens))
+    rules = rules or Rules()
+    chooser = Chooser(sampling, rules, model.config.vocab, None, frozenset(eos))
+    keys = how.pop("keys", [0] * len(prompts))
+    lines = [chooser.line(prompt, key, tokens) for prompt, key in zip(prompts, keys, strict=True)]
+    every = beam_search(Rows(model), chooser, search.filled({}), prompts, lines, frozenset(eos), **how)
+    return sorted(every, key=lambda one: one.row)
+
+
+def logprobs(model, ids):
+    """Of the token after these, (V,)."""
+    with torch.inference_mode():
+        return model.head(model(torch.tensor([ids])))[0, -1].float().log_softmax(-1).tolist()
+
+
+def plain(model, groups, width, diversity, tokens, eos):
+    """Diverse beam search, of everything, one text at a time, to the last token: [(ids, sum)], the best first."""
+    going = [[((), 0.0)] for _ in range(groups)]
+    ended = [[] for _ in range(groups)]
+    for step in range(tokens):
+        written = Counter()
+        for group in range(groups):
+            every = [
+                ((*ids, token), total + logprob - diversity * written[token])
+                for ids, total in going[group]
+                for token, logprob in enumerate(logprobs(model, [*PROMPT, *ids]))
+            ]
+            every.sort(key=lambda one: -one[1])
+            over = [one for one in every if one[0][-1] in eos or step == tokens - 1]
+            ended[group] = sorted(ended[group] + [one for one in every[:width] if one in over], key=lambda o: -o[1])
+            ended[group] = ended[group][:width]
+            going[group] = [one for one in every if one not in over][:width]
+            written.update(ids[-1] for ids, _ in going[group])
+    return sorted((one for group in ended for one in group), key=lambda one: -one[1])
+
+
+@pytest.mark.parametrize(("groups", "diversity"), [(1, 0.0), (3, 0.7), (2, 5.0)])
+def test_groups_of_beams_find_what_a_plain_search_of_everything_finds(groups, diversity):
+    model = make_model(vocab=40)
+    eos = {7, 21, 30, 31, 2}
+    search = Search(
+        beams=2 * groups,
+        length_penalty=0.0,
+        early_stopping="never",
+        **({"beam_groups": groups, "diversity": diversity} if groups > 1 else {}),
+    )
+    (one,) = found(model, search, tokens=5, eos=eos)
+    wanted = plain(model, groups, 2, diversity, 5, eos)
+    assert [text.ids for text in one.texts] == [ids for ids, _ in wanted]
+    assert [text.score for text in one.texts] == pytest.approx([score for _, score in wanted], abs=1e-4)
+    firsts = {text.ids[0] for text in one.texts}
+    assert groups == 1 or diversity < 5 or len(firsts) >= groups
+
+
+def test_a_beam_for_every_text_finds_the_likeliest_of_all():
+    model = make_model(vocab=8)
+    (one,) = found(model, Search(beams=64), tokens=3)
+    every = {}
+    for a, first in enumerate(logprobs(model, PROMPT)):
+        for b, second in enumerate(logprobs(model, [*PROMPT, a])):
+            for c, third in enumerate(logprobs(model, [*PROMPT, a, b])):
+                every[a, b, c] = first + second + third
+    best = sorted(every, key=lambda ids: -every[ids])[:64]
+    assert [text.ids for text in one.texts] == best
+    assert one.texts[0].logprob == pytest.approx(every[best[0]], abs=1e-5)
+    assert one.texts[0].score == pytest.approx(every[best[0]] / 3, abs=1e-5)
+    assert {text.finish for text in one.texts} == {"length"}
+
+
+def chi_square(seen, chances):
+    """Of the counts of outcomes against their chances, and the degrees of freedom; rare outcomes together."""
+    total = sum(seen.values())
+    common = [one for one in chances if chances[one] * total >= 8]
+    rest = 1 - sum(chances[one] for one in common)
+    pairs = [(seen[one], chances[one] * total) for one in common]
+    pairs.append((total - sum(seen[one] for one in common), rest * total))
+    return sum((count - mean) ** 2 / mean for count, mean in pairs if mean > 1), len(pairs) - 1
+
+
+def test_drawn_beams_are_drawn_without_putting_back_and_a_wrong_draw_is_seen():
+    model = make_model(vocab=8)
+    temperature, draws = 1.5, 3000
+    scaled = torch.tensor(logprobs(model, PROMPT)) / temperature
+    p = scaled.softmax(-1).tolist()
+    pairs = Counter()  # the two that are drawn first, in whatever order, are those that end
+    for a in range(8):
+        for b in set(range(8)) - {a}:
+            pairs[frozenset((a, b))] += p[a] * p[b] / (1 - p[a])
+    keys = [stream_key(4, 0, number) for number in range(draws)]
+    sampling = Sampling(max_tokens=1, temperature=temperature)
+    every = found(model, Search(beams=2), [PROMPT] * draws, 1, keys=keys, sampling=sampling, most=2 * draws)
+    seen = Counter(frozenset(text.ids[0] for text in one.texts) for one in every)
+    value, degrees = chi_square(seen, pairs)
+    assert value < degrees + 5 * math.sqrt(2 * degrees)
+    flat = torch.tensor(logprobs(model, PROMPT)).softmax(-1).tolist()  # as if the temperature had been forgotten
+    wrong = Counter()
+    for a in range(8):
+        for b in set(range(8)) - {a}:
+            wrong[frozenset((a, b))] += flat[a] * flat[b] / (1 - flat[a])
+    value, degrees = chi_square(seen, wrong)
+    assert value > degrees + 20 * math.sqrt(2 * degrees)
+
+
+def test_drawn_beams_keep_to_the_filters_and_depend_on_their_key_alone():
+    model = make_model()
+    sampling = Sampling(max_tokens=6, temperature=1.0, top_k=3)
+    prompts, keys = [PROMPT, [8, 1], PROMPT], [1, 2, 3]
+    together = found(model, Search(beams=2), prompts, keys=keys, sampling=sampling, most=50, explained=True)
+    for one, prompt, key in zip(together, prompts, keys, strict=True):
+        (alone,) = found(model, Search(beams=2), [prompt], keys=[key], sampling=sampling)
+        assert [text.ids for text in alone.texts] == [text.ids for text in one.texts]
+    assert together[0].texts != together[2].texts
+    best = sorted(range(300), key=lambda token: -logprobs(model, PROMPT)[token])[:3]
+    assert {branch.id for branch in together[0].tree if branch.step == 0} == set(best)
+
+
+def test_a_text_may_end_with_a_string(byte_bpe):
+    model = make_model()
+    letters = {token for token in range(290) if byte_bpe.decode([token]).isalpha()}
+    how = {"tokens": 8, "rules": Rules(never=tuple(set(range(300)) - letters))}
+    (free,) = found(model, Search(beams=3), streams=[TextStream(byte_bpe, PROMPT)], **how)
+    stop = byte_bpe.decode(list(free.texts[0].ids))[2]
+    streams = [TextStream(byte_bpe, PROMPT, [stop])]
+    (one,) = found(model, Search(beams=3), streams=streams, **how)
+    stopped = [text for text in one.texts if text.finish == "stop"]
+    assert stopped
+    for text in stopped:
+        assert stop in byte_bpe.decode(list(text.ids)) and stop not in byte_bpe.decode(list(text.ids[:-1]))
+    for text in one.texts:
+        assert text.finish == "stop" or stop not in byte_bpe.decode(list(text.ids))
+    assert streams[0].text == ""  # each beam has its own
+
+
+def test_the_tree_holds_every_text_and_says_what_became_of_each_branch():
+    model, eos = make_model(), set(range(0, 300, 7))
+    (one,) = found(model, Search(beams=4, beam_groups=2, diversity=0.5), eos=eos, explained=True)
+    tree = one.tree
+    for text in one.texts:
+        path, at = [], text.branch
+        while at >= 0:
+            path.append(tree[at])
+            at = tree[at].parent
+        assert tuple(branch.id for branch in reversed(path)) == text.ids
+        assert sum(branch.logprob for branch in path) == pytest.approx(text.logprob, abs=1e-4)
+        assert path[0].fate == "ended" and {branch.fate for branch in path[1:]} <= {"kept"}
+    kept = Counter((branch.step, branch.group) for branch in tree if branch.fate == "kept")
+    assert max(kept.values()) == 2
+    assert all(isinstance(branch, Branch) and branch.parent < number for number, branch in enumerate(tree))
+
+
+def test_rules_that_leave_fewer_texts_than_beams_leave_fewer_beams():
+    model = make_model(vocab=8)
+    (one,) = found(model, Search(beams=5), tokens=2, rules=Rules(never=(0, 1, 2, 3, 4, 5)))
+    assert sorted(text.ids for text in one.texts) == [(6, 6), (6, 7), (7, 6), (7, 7)]
+    (one,) = found(model, Search(beams=2), tokens=4, rules=Rules(never=tuple(range(8))))
+    assert [(text.ids, text.finish) for text in one.texts] == [((), "stop")]
+
+
+def test_no_tokens_are_no_search_and_scores_that_are_no_numbers_are_refused():
+    model = make_model()
+    assert [text.ids for text in found(model, Search(beams=2), tokens=0)[0].texts] == [()]
+    with torch.no_grad():
+        model.decoder.norm.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="not numbers"):
+        found(model, Search(beams=2))
