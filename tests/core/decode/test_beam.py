@@ -142,10 +142,10 @@ def test_a_text_may_end_with_a_string(byte_bpe):
     model = make_model()
     letters = {token for token in range(290) if byte_bpe.decode([token]).isalpha()}
     how = {"tokens": 8, "rules": Rules(never=tuple(set(range(300)) - letters))}
-    (free,) = found(model, Search(beams=3), streams=[TextStream(byte_bpe, PROMPT)], **how)
+    (free,) = found(model, Search(beams=3, length_penalty=0.0), streams=[TextStream(byte_bpe, PROMPT)], **how)
     stop = byte_bpe.decode(list(free.texts[0].ids))[2]
     streams = [TextStream(byte_bpe, PROMPT, [stop])]
-    (one,) = found(model, Search(beams=3), streams=streams, **how)
+    (one,) = found(model, Search(beams=3, length_penalty=0.0), streams=streams, **how)
     stopped = [text for text in one.texts if text.finish == "stop"]
     assert stopped
     for text in stopped:
