@@ -178,7 +178,8 @@ class Engine:
             self._take_on()
             self._drop(why)
             for _, future in self._works:
-                future.cancel()
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(why)
 
     def _step(self) -> bool:
         with self._wake:
@@ -191,8 +192,7 @@ class Engine:
             self._do(*work)
         try:
             for job in self._take_on():
-                for part in job.parts:
-                    self._desk.ask(part.wish)
+                self._begin(job)
             for job in self._taken_gone():
                 for wish in self._end(job):
                     self._desk.cancel(wish)
@@ -219,6 +219,15 @@ class Engine:
         with self._wake:
             jobs, self._gone = self._gone, []
         return jobs
+
+    def _begin(self, job: Job) -> None:
+        try:
+            for part in job.parts:
+                self._desk.ask(part.wish)
+        except UserError as error:  # it does not fit the memory that there is
+            for wish in self._end(job):
+                self._desk.cancel(wish)
+            job.tell([Refusal(error.problem)])
 
     def _end(self, job: Job) -> list[Wish]:
         """Forget what is not done of a job: its wishes."""

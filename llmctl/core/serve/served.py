@@ -1,7 +1,7 @@
 """Served: a model and all that a request needs of it: its words, its rules, how choices are made."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
