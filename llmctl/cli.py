@@ -36,6 +36,7 @@ from llmctl.commands.prompt import prompt
 from llmctl.commands.prune import prune
 from llmctl.commands.quantize import quantize
 from llmctl.commands.refresh import refresh
+from llmctl.commands.serve import serve
 from llmctl.commands.tokenize import tokenize
 from llmctl.commands.train_tokenizer import train_tokenizer
 from llmctl.commands.verify import verify
@@ -59,6 +60,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "quantize": quantize,
     "prompt": prompt,
     "generate": generate,
+    "serve": serve,
     "fill-mask": fill_mask,
     "embed": embed,
     "classify": classify,
