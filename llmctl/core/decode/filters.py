@@ -50,7 +50,7 @@ def processors(
     presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
     candidates = [
         (known is not None and known < vocab, "vocabulary", "", _unknown(known)),
-        (rules.bias, "bias", "", _bias(rules.bias)),
+        (rules.bias, "logit_bias", "", _bias(rules.bias)),
         (
             sampling.repetition_penalty != 1,
             "repetition_penalty",
@@ -60,11 +60,11 @@ def processors(
         (presence, "presence_penalty", f"{presence:g}", _written(presence, 0.0)),
         (frequency, "frequency_penalty", f"{frequency:g}", _written(0.0, frequency)),
         (rules.ngram, "no_repeat_ngram", str(rules.ngram), _repeating),
-        (rules.never_after, "ban", "", _runs(rules.never_after)),
+        (rules.never_after, "bad_word", "", _runs(rules.never_after)),
         (rules.least and ends, "min_tokens", str(rules.least), _least(rules.least, ends)),
-        (rules.never, "ban", "", _never(rules.never)),
+        (rules.never, "bad_word", "", _never(rules.never)),
         (rules.never_first, "first_tokens", "", _first_not(rules)),
-        (rules.wanted, "force", "", _wanted(rules.wanted, ends)),
+        (rules.wanted, "forced_word", "", _wanted(rules.wanted, ends)),
         (guided, "guide", "", _guided),
         (rules.first is not None or rules.last, "forced", "", _forced(rules)),
     ]
@@ -197,35 +197,31 @@ def _first_not(rules: Rules) -> Apply:
 def _wanted(words: Sequence[Sequence[tuple[int, ...]]], ends: list[int]) -> Apply:
     """Each word is written before the text ends: where it would end, or where the limit leaves no more room.
 
-    A word that has begun is finished. Where a text may end, the chance of its end goes to the beginning of the first
-    word that is missing, so that a word comes where the text would have ended, and the rest is as likely as before.
+    Where a text may end, the chance of its end goes to the beginning of the first word that is missing, so that all
+    others are as likely as before. A word that has begun in the end's place is finished.
     """
 
     def apply(scores: Tensor, lines: Sequence[Line]) -> Tensor:
         for row, line in enumerate(lines):
+            start, run = line.owed or (0, ())
+            if line.step - start < len(run):
+                scores = _only(scores, row, [run[line.step - start]])
+                continue
             missing = [word for word in words if not any(_holds(line.written, run) for run in word)]
             if not missing:
                 continue
-            begun, run = max(((_begun(line, run), run) for word in missing for run in word), key=lambda one: one[0])
-            owed = sum(len(word[0]) for word in missing)
-            if begun:
-                scores = _only(scores, row, [run[begun]])
-            elif line.limit - line.step <= owed:
-                scores = _only(scores, row, [missing[0][0][0]])
+            first = missing[0][0]
+            if line.limit - line.step <= sum(len(word[0]) for word in missing):
+                scores, line.offer = _only(scores, row, first[:1]), first
             elif ends:
                 scores = scores.clone()
-                end, first = scores[row, ends].logsumexp(0), missing[0][0][0]
+                end, own = scores[row, ends].logsumexp(0), scores[row, first[0]]
+                line.offer = first if end >= own else ()
                 scores[row, ends] = -torch.inf
-                scores[row, first] = torch.logaddexp(scores[row, first], end)
+                scores[row, first[0]] = torch.logaddexp(own, end)
         return scores
 
     return apply
-
-
-def _begun(line: Line, run: tuple[int, ...]) -> int:
-    """How many of a run's first tokens a completion ends with; not all."""
-    most = min(len(run) - 1, line.step)
-    return next((size for size in range(most, 0, -1) if line.tail(size) == run[:size]), 0)
 
 
 def _holds(ids: Sequence[int], run: tuple[int, ...]) -> bool:

@@ -17,6 +17,8 @@ class Line:
         ngram: of how many tokens the runs are that may not come twice; 0: none.
         guide: what its text is held to, or None.
         written: ids so far; only `push` and `cut` change them.
+        offer: the ids of a word that begins if its first is the next token.
+        owed: where a word began that must be finished, and its ids; None where none must.
         seen: each id of the prompt and of what was written, with how often it was written.
     """
 
@@ -26,6 +28,8 @@ class Line:
     ngram: int = 0
     guide: Guide | None = None
     written: list[int] = field(default_factory=list)
+    offer: tuple[int, ...] = field(default=(), init=False)
+    owed: tuple[int, tuple[int, ...]] | None = field(default=None, init=False)
     seen: dict[int, int] = field(init=False)
     _runs: dict[tuple[int, ...], tuple[int, ...]] = field(init=False, repr=False)
 
@@ -51,6 +55,9 @@ class Line:
 
     def push(self, token: int) -> None:
         """Write a token."""
+        if self.offer[:1] == (token,):
+            self.owed = self.step, self.offer
+        self.offer = ()
         self.written.append(token)
         self.seen[token] = self.seen.get(token, 0) + 1
         if self.ngram:
@@ -72,6 +79,9 @@ class Line:
             self.seen[token] -= 1
             if not self.seen[token] and token not in prompt:
                 del self.seen[token]
+        self.offer = ()
+        if self.owed is not None and step <= self.owed[0]:
+            self.owed = None
         if self.guide is not None:
             self.guide.cut(step)
 
@@ -79,6 +89,7 @@ class Line:
         """Another one that has come as far, and goes on by itself."""
         twin = Line(self.key, (), self.limit, self.ngram, None if self.guide is None else self.guide.copy())
         twin.prompt, twin.written = self.prompt, list(self.written)
+        twin.offer, twin.owed = self.offer, self.owed
         twin.seen, twin._runs = dict(self.seen), dict(self._runs)
         return twin
 

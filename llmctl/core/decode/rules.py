@@ -95,6 +95,7 @@ class Rules:
             never_after=tuple(run for run in runs if len(run) > 1),
             ngram=_count(said, "no_repeat_ngram_size"),
             least=least,
+            bias=_biases(said, config),
         )
 
     def over(self, sampling: Sampling) -> "Rules":
@@ -160,6 +161,17 @@ def _checked(key: str, ids: list, config: ModelConfig) -> tuple[int, ...]:
     if any(type(one) is not int or not 0 <= one < config.vocab for one in ids):
         raise _wrong(key, ids, f"token ids below {config.vocab}")
     return tuple(ids)
+
+
+def _biases(said: dict, config: ModelConfig) -> tuple[tuple[tuple[int, ...], float], ...]:
+    """sequence_bias: pairs of a list of ids and a number."""
+    pairs = said.get("sequence_bias") or []
+    good = isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], list) and pair[0] for pair in pairs
+    )
+    if not good or not all(isinstance(value, int | float) for _, value in pairs):
+        raise _wrong("sequence_bias", pairs, "pairs of a list of token ids and a number")
+    return tuple((_checked("sequence_bias", ids, config), float(value)) for ids, value in pairs)
 
 
 def _count(said: dict, key: str) -> int:
