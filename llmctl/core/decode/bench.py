@@ -1,0 +1,213 @@
+"""bench: how fast a model reads and writes, beside what the machine's memory and arithmetic would allow."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from llmctl.core.compress.pages import trim
+from llmctl.core.decode.rows import Rows, rows_of
+from llmctl.core.decode.settle import settle
+from llmctl.core.device import DTYPES, Place
+from llmctl.core.model.transformer import Transformer
+from llmctl.spec import bench as spec
+from llmctl.spec.bench import Benching, Speed
+from llmctl.spec.memory import kv_cache
+from llmctl.spec.model import ModelConfig
+from llmctl.spec.sizes import forward_flops
+
+OPENING = 16  # tokens before those that are decoded
+SPAN = 1 << 28  # bytes that are read to measure memory: more than caches hold
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+Start = Sequence[int]  # what the decoder of an encoder-decoder begins with
+
+
+def _native(model: Transformer, start: Start) -> Rows | None:
+    rows = rows_of(model, start=start)
+    return None if type(rows) is Rows else rows
+
+
+def _stock(model: Transformer, start: Start) -> Rows:
+    settle(model)
+    return Rows(model, start=start)
+
+
+# Empty rows of a model that only decodes from now on; None: this way is not open to it.
+ENGINES: dict[spec.Engine, Callable[[Transformer, Start], Rows | None]] = {"native": _native, "stock": _stock}
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to compute with a checkpoint: the kernels, and the type of the arithmetic, None for its own."""
+
+    engine: spec.Engine
+    dtype: torch.dtype | None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What was measured of a way in one turn.
+
+    Attributes:
+        dtype: of the arithmetic.
+        first: seconds to read the prompt and choose a token.
+        steps: seconds of a step, by the number of rows.
+        load: seconds.
+        memory: bytes, the most.
+        weights: bytes that a step reads.
+    """
+
+    dtype: torch.dtype
+    first: float
+    steps: dict[int, float]
+    load: float
+    memory: int
+    weights: int
+
+
+def turns(
+    opened: Callable[[torch.dtype | None], Transformer],
+    ways: Sequence[Way],
+    benching: Benching,
+    place: Place,
+    start: Start = (),
+) -> Iterator[tuple[Way, Turn | None]]:
+    """Measure each way in turn, over and over, so that a machine that others use slows all alike.
+
+    In each turn the model is opened anew, and it alone is in memory.
+
+    Args:
+        opened: gives the model in a dtype, None for its own.
+
+    Returns:
+        A way and its turn, None where the way is not open to the model; it is then not tried again.
+    """
+    closed: set[Way] = set()
+    for _ in range(benching.rounds):
+        for way in ways:
+            if way not in closed:
+                turn = _turn(opened, way, benching, place, start)
+                closed |= set() if turn else {way}
+                yield way, turn
+                gc.collect()
+                trim()
+
+
+@torch.inference_mode()
+def _turn(
+    opened: Callable[[torch.dtype | None], Transformer], way: Way, benching: Benching, place: Place, start: Start
+) -> Turn | None:
+    _forget_peak(place)
+    began = time.perf_counter()
+    model = opened(way.dtype)
+    weights, dtype, begin = read_by_a_step(model), next(model.parameters()).dtype, ENGINES[way.engine]
+    if begin(model, start) is None:
+        return None
+    place.synchronize()
+    load = time.perf_counter() - began
+    vocab = model.config.vocab
+    _chosen(begin(model, start).add([_ids(0, OPENING, vocab)]))  # what is made once is not timed
+    first = _timed(lambda: _chosen(begin(model, start).add([_ids(0, benching.prompt_tokens, vocab)])))
+    steps = {}
+    for count in benching.rows:
+        rows = begin(model, start)
+        scores, times = rows.add([_ids(row, OPENING, vocab) for row in range(count)]), []
+        for _ in range(benching.new_tokens):
+            tokens = _chosen(scores)
+            times.append(time.perf_counter())
+            scores = rows.step(tokens)
+        steps[count] = median(later - earlier for earlier, later in pairwise(times))
+    return Turn(dtype, first, steps, load, _peak(place), weights)
+
+
+def speeds(found: dict[Way, list[Turn]], benching: Benching, config: ModelConfig, place: Place) -> list[Speed]:
+    """What the turns of each way come to, by way and number of rows."""
+    made, names = [], {dtype: name for name, dtype in DTYPES.items()}
+    for way, every in found.items():
+        dtype, first = every[0].dtype, median(turn.first for turn in every)
+        source = benching.prompt_tokens if config.kind == "encoder-decoder" else 0
+        flops = forward_flops(config, benching.prompt_tokens, causal=True, scored=1 / benching.prompt_tokens)
+        for rows in benching.rows:
+            step = median(turn.steps[rows] for turn in every)
+            held = kv_cache(config, OPENING + benching.new_tokens // 2, dtype.itemsize, source=min(source, OPENING))
+            read = every[0].weights + rows * held
+            made.append(
+                Speed(
+                    engine=way.engine,
+                    dtype=names.get(dtype, str(dtype)),
+                    rows=rows,
+                    prefill_tokens_per_second=benching.prompt_tokens / first,
+                    decode_tokens_per_second=rows / step,
+                    time_to_first_token=first,
+                    load_seconds=median(turn.load for turn in every),
+                    peak_memory=max(turn.memory for turn in every),
+                    bytes_per_step=read,
+                    bandwidth_share=read / step / bandwidth(place.device, torch.get_num_threads()),
+                    flops_share=flops * benching.prompt_tokens / first / replace(place, dtype=dtype).peak_flops(),
+                )
+            )
+    return made
+
+
+def read_by_a_step(model: Transformer) -> int:
+    """Bytes of the weights that a step of decoding reads, as they are held: not the rows of tables it looks up."""
+    tied = None if model.head is None or not model.config.tie else model.embed.tokens.weight
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    own = [one for name, one in tensors if one is tied or not name.startswith(("embed.", "encoder"))]
+    return sum(one.nbytes for one in own)
+
+
+@lru_cache
+def bandwidth(device: torch.device, threads: int) -> float:
+    """Bytes a second that memory gives to so many threads that read it from end to end."""
+    numbers = torch.ones(SPAN // 4, device=device)
+    place = Place(device, torch.float32)
+
+    def read() -> None:
+        numbers.sum()
+        place.synchronize()
+
+    return numbers.nbytes / min(_timed(read) for _ in range(8))
+
+
+def _chosen(scores: Tensor) -> list[int]:
+    return scores.argmax(-1).tolist()
+
+
+def _ids(row: int, count: int, vocab: int) -> list[int]:
+    """A text of a row, unlike those of others from its first token on."""
+    return [(7919 * place + 104729 * row + 3) % vocab for place in range(count)]
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _forget_peak(place: Place) -> None:
+    """Have the most memory that was held count from now on, where the system can do that."""
+    if place.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(place.device)
+    elif CLEAR.exists():
+        try:
+            CLEAR.write_text("5")  # proc(5), since Linux 4.0
+        except OSError:  # not our own to write, in some containers: then it counts from the start
+            return
+
+
+def _peak(place: Place) -> int:
+    """The most memory that was held, in bytes."""
+    if place.device.type == "cpu" and STATUS.exists():
+        lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
+        if "VmHWM" in lines:
+            return int(lines["VmHWM"].split()[0]) * 1024
+    return place.peak_memory()
