@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from llmctl.core.checkpoint.directory import Checkpoint
-from llmctl.core.decode.beam import Found, beam_search
+from llmctl.core.decode.beam_desk import BeamDesk, Quest
 from llmctl.core.decode.choose import Chooser
-from llmctl.core.decode.rows import Rows
 from llmctl.core.decode.rules import Rules
 from llmctl.spec.sample import Sampling
 from llmctl.spec.search import Search
@@ -80,17 +79,20 @@ def pairs(tmp_path_factory):
     return pair
 
 
-def found(model, said: dict, most: int = 8) -> list[Found]:
-    """What is found for each of the prompts."""
+def found(model, said: dict, most: int = 8) -> list[Quest]:
+    """The searches after each of the prompts, once they are over."""
     ends = said.get("eos_token_id")
     eos = frozenset([ends] if isinstance(ends, int) else ends or ())
     rules = Rules.of(said, model.config)
     sampling = Sampling(max_tokens=TOKENS, repetition_penalty=said.get("repetition_penalty", 1.0))
     chooser = Chooser(sampling, rules, model.config.vocab, None, eos)
-    lines = [chooser.line(prompt, 0, TOKENS) for prompt in PROMPTS]
-    rows = Rows(model, start=rules.start)
-    every = beam_search(rows, chooser, Search().filled(said), PROMPTS, lines, eos, most)
-    return sorted(every, key=lambda one: one.row)
+    desk = BeamDesk(model, Search().filled(said), most, 0, rules)
+    quests = [Quest(prompt, chooser, 0, TOKENS, eos) for prompt in PROMPTS]
+    for quest in quests:
+        desk.ask(quest)
+    while desk.busy:
+        desk.step()
+    return quests
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

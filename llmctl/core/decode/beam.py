@@ -1,19 +1,12 @@
 """Beam search: of the texts that may follow a prompt, the likeliest few are continued side by side."""
 
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
-from llmctl.core.decode.choose import Chooser
 from llmctl.core.decode.line import Line
-from llmctl.core.decode.rows import Rows
-from llmctl.core.decode.sample import stream_key, uniforms
 from llmctl.core.decode.text import TextStream
-from llmctl.errors import UserError
 from llmctl.spec.search import Search
 
 Fate = Literal["kept", "ended", "dropped"]
@@ -58,20 +51,6 @@ class Branch(NamedTuple):
     logprob: float
     score: float
     fate: Fate
-
-
-class Found(NamedTuple):
-    """What was found for one prompt.
-
-    Attributes:
-        row: number of the prompt.
-        texts: the best first; at least one, at most as many as there are beams.
-        tree: every branch, in the order of steps; empty unless asked for.
-    """
-
-    row: int
-    texts: list[Hypothesis]
-    tree: list[Branch]
 
 
 class Candidate(NamedTuple):
@@ -204,9 +183,14 @@ class Group:
 
 @dataclass(eq=False)
 class Hunt:
-    """The search for what follows one prompt."""
+    """The search for what follows one prompt.
 
-    row: int
+    Attributes:
+        groups: of beams.
+        diversity: what a token loses for each beam of an earlier group that has just written it.
+        tree: every branch, in the order of steps; None unless it is wanted.
+    """
+
     groups: list[Group]
     diversity: float
     tree: list[Branch] | None
@@ -239,132 +223,7 @@ class Hunt:
             group.advance(candidates[:most], self.tree)
             written.update(beam.line.written[-1] for beam in group.beams)
 
-    def found(self) -> Found:
-        """The result."""
-        texts = sorted((text for group in self.groups for text in group.ended), key=lambda text: -text.score)
-        return Found(self.row, texts, self.tree or [])
-
-
-@torch.inference_mode()
-def beam_search(
-    rows: Rows,
-    chooser: Chooser,
-    search: Search,
-    prompts: Sequence[Sequence[int]],
-    lines: Sequence[Line],
-    eos: frozenset[int],
-    most: int = 16,
-    streams: Sequence[TextStream] | None = None,
-    explained: bool = False,
-) -> Iterator[Found]:
-    """Search what follows each prompt, several prompts at a time; a prompt's result comes when it is there.
-
-    With a temperature the candidates of each step are drawn, without putting back, from the distribution over all
-    continuations of all beams, instead of being the best of them.
-
-    Args:
-        rows: empty; holds a row for each beam meanwhile.
-        chooser: its rules and penalties hold for each beam; of its filters only those of a sampling one.
-        search: as `Search.filled` gives it.
-        prompts: ids of each; of an encoder-decoder, what its encoder reads.
-        lines: `chooser.line` of each prompt.
-        eos: ids that end a text.
-        most: rows at a time; one prompt has its beams in any case.
-        streams: of each prompt, its text, where strings may end it; None: none do.
-        explained: keep the tree.
-
-    Raises:
-        UserError: the model's scores are not numbers.
-
-    Source: drawing without putting back by Gumbel noise on the sums: Kool et al., "Stochastic Beams and Where to Find
-    Them", arXiv:1903.06059, section 2.3; transformers draws the same way, with `multinomial`.
-    """
-    waiting, hunts = deque(range(len(prompts))), list[Hunt]()
-    scores: Tensor | None = None  # (rows, V) of the tokens after each row
-    while waiting or hunts:
-        new: list[int] = []
-        while waiting and (len(hunts) + len(new) + 1) * search.beams <= max(most, search.beams):
-            row = waiting.popleft()
-            if lines[row].limit == 0:
-                yield Found(row, [Hypothesis((), 0.0, 0.0, "length")], [])
-            else:
-                new.append(row)
-        if new:
-            held = len(rows)
-            read = rows.add([prompts[row] for row in new])
-            scores = read if scores is None else torch.cat((scores, read))
-            for place, row in enumerate(new, start=held):
-                stream = None if streams is None else streams[row]
-                groups = [
-                    Group(search.group, number, eos, [Beam(lines[row], place, stream=stream)])
-                    for number in range(search.beam_groups)
-                ]
-                hunts.append(Hunt(row, groups, search.diversity, [] if explained else None))
-        if not hunts:
-            continue
-        size = max(2, 1 + len(eos)) * search.group.beams
-        spare = search.beams if search.beam_groups > 1 else 0  # as many as penalties may move behind others
-        for hunt, ahead in zip(hunts, _candidates(chooser, scores, hunts, size + spare), strict=True):
-            hunt.advance(ahead, size)
-        done = [hunt for hunt in hunts if not hunt.open]
-        hunts = [hunt for hunt in hunts if hunt.open]
-        beams = [beam for hunt in hunts for beam in hunt.beams]
-        rows.keep([beam.place for beam in beams])
-        scores = None
-        if beams:
-            scores = rows.step([beam.line.written[-1] for beam in beams])
-            for place, beam in enumerate(beams):
-                beam.place = place
-        yield from (hunt.found() for hunt in done)
-
-
-def _candidates(chooser: Chooser, scores: Tensor, hunts: Sequence[Hunt], most: int) -> list[list[list[Candidate]]]:
-    """Of each open group of each hunt, the best continuations of its beams, `most` where there are so many."""
-    groups = [group for hunt in hunts for group in hunt.open]
-    beams = [beam for group in groups for beam in group.beams]
-    places = [beam.place for beam in beams]
-    if places != list(range(len(scores))):  # at first the groups of a prompt share its row
-        scores = scores[torch.tensor(places, device=scores.device)]
-    lines = [beam.line for beam in beams]
-    known = scores.log_softmax(dim=-1)  # (B, V)
-    sums = chooser.constrained(known, lines)
-    if not chooser.sampling.greedy:
-        left = chooser.scores(known, lines)  # may be moved as a whole, which is nothing to a row alone
-        sums = (sums / chooser.sampling.temperature).masked_fill(left == -torch.inf, -torch.inf)
-    sums = sums + torch.tensor([beam.score for beam in beams], device=sums.device)[:, None]
-    order = sums
-    if not chooser.sampling.greedy:
-        slots = [group.number * group.search.beams + at for group in groups for at in range(len(group.beams))]
-        keys = [stream_key(line.key, slot, 0) for line, slot in zip(lines, slots, strict=True)]
-        steps = [line.step for line in lines]
-        made = (torch.tensor(numbers, device=sums.device) for numbers in (keys, steps))
-        noise = uniforms(*made, sums.shape[1])
-        order = sums.to(noise.dtype) - torch.log(-torch.log(noise))
-    best, ids = order.topk(min(most, order.shape[1]), dim=-1)  # (B, most)
-    check_numbers(best[:, 0])
-    tables = [one.tolist() for one in (best, sums.gather(1, ids), ids, known.gather(1, ids))]
-    columns = zip(*tables, strict=True)
-
-    def ranked(group: Group) -> list[Candidate]:
-        found = [
-            (rank, Candidate(score, place, token, logprob))
-            for place, _ in enumerate(group.beams)
-            for rank, score, token, logprob in zip(*next(columns), strict=True)
-            if score > -torch.inf
-        ]
-        return [one for _, one in sorted(found, key=lambda pair: -pair[0])[:most]]
-
-    return [[ranked(group) for group in hunt.open] for hunt in hunts]
-
-
-def check_numbers(best: Tensor) -> None:
-    """Check that scores are numbers, by the best of each row: NaN counts as better than any.
-
-    Raises:
-        UserError: they are not.
-    """
-    if bool(best.isnan().any()):
-        raise UserError(
-            "The model's scores are not numbers (NaN).",
-            "Try --dtype fp32; if that does not help, the checkpoint is broken, and llmctl verify may say where.",
-        )
+    @property
+    def texts(self) -> list[Hypothesis]:
+        """Those that have ended, the best first."""
+        return sorted((text for group in self.groups for text in group.ended), key=lambda text: -text.score)

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 import torch
 
-from llmctl.core.decode.beam import Branch, beam_search
+from llmctl.core.decode.beam import Branch
+from llmctl.core.decode.beam_desk import BeamDesk, Quest
 from llmctl.core.decode.choose import Chooser
-from llmctl.core.decode.rows import Rows
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.sample import stream_key
 from llmctl.core.decode.text import TextStream
@@ -20,15 +20,19 @@ from tests.core.decode.conftest import make_model
 PROMPT = [5, 2, 3]
 
 
-def found(model, search, prompts=(PROMPT,), tokens=6, eos=(), rules=None, **how):
-    """What is found for each prompt."""
-    sampling = how.pop("sampling", Sampling(max_tokens=tokens))
+def found(model, search, prompts=(PROMPT,), tokens=6, eos=(), rules=None, most=16, keys=None, streams=None, **how):
+    """The quests for each prompt, once they are over."""
     rules = rules or Rules()
-    chooser = Chooser(sampling, rules, model.config.vocab, None, frozenset(eos))
-    keys = how.pop("keys", [0] * len(prompts))
-    lines = [chooser.line(prompt, key, tokens) for prompt, key in zip(prompts, keys, strict=True)]
-    every = beam_search(Rows(model), chooser, search.filled({}), prompts, lines, frozenset(eos), **how)
-    return sorted(every, key=lambda one: one.row)
+    chooser = Chooser(Sampling(max_tokens=tokens, **how), rules, model.config.vocab, None, frozenset(eos))
+    desk = BeamDesk(model, search.filled({}), most, 0, rules)
+    quests = []
+    for number, prompt in enumerate(prompts):
+        key, stream = keys[number] if keys else 0, streams[number] if streams else None
+        quests.append(Quest(prompt, chooser, key, tokens, frozenset(eos), stream=stream))
+        desk.ask(quests[-1])
+    while desk.busy:
+        desk.step()
+    return quests
 
 
 def logprobs(model, ids):
@@ -111,8 +115,7 @@ def test_drawn_beams_are_drawn_without_putting_back_and_a_wrong_draw_is_seen():
         for b in set(range(8)) - {a}:
             pairs[frozenset((a, b))] += p[a] * p[b] / (1 - p[a])
     keys = [stream_key(4, 0, number) for number in range(draws)]
-    sampling = Sampling(max_tokens=1, temperature=temperature)
-    every = found(model, Search(beams=2), [PROMPT] * draws, 1, keys=keys, sampling=sampling, most=2 * draws)
+    every = found(model, Search(beams=2), [PROMPT] * draws, 1, keys=keys, temperature=temperature, most=2 * draws)
     seen = Counter(frozenset(text.ids[0] for text in one.texts) for one in every)
     value, degrees = chi_square(seen, pairs)
     assert value < degrees + 5 * math.sqrt(2 * degrees)
@@ -127,11 +130,11 @@ def test_drawn_beams_are_drawn_without_putting_back_and_a_wrong_draw_is_seen():
 
 def test_drawn_beams_keep_to_the_filters_and_depend_on_their_key_alone():
     model = make_model()
-    sampling = Sampling(max_tokens=6, temperature=1.0, top_k=3)
+    how = {"temperature": 1.0, "top_k": 3}
     prompts, keys = [PROMPT, [8, 1], PROMPT], [1, 2, 3]
-    together = found(model, Search(beams=2), prompts, keys=keys, sampling=sampling, most=50, explained=True)
+    together = found(model, Search(beams=2), prompts, keys=keys, most=50, explain=True, **how)
     for one, prompt, key in zip(together, prompts, keys, strict=True):
-        (alone,) = found(model, Search(beams=2), [prompt], keys=[key], sampling=sampling)
+        (alone,) = found(model, Search(beams=2), [prompt], keys=[key], **how)
         assert [text.ids for text in alone.texts] == [text.ids for text in one.texts]
     assert together[0].texts != together[2].texts
     best = sorted(range(300), key=lambda token: -logprobs(model, PROMPT)[token])[:3]
@@ -157,7 +160,7 @@ def test_a_text_may_end_with_a_string(byte_bpe):
 
 def test_the_tree_holds_every_text_and_says_what_became_of_each_branch():
     model, eos = make_model(), set(range(0, 300, 7))
-    (one,) = found(model, Search(beams=4, beam_groups=2, diversity=0.5), eos=eos, explained=True)
+    (one,) = found(model, Search(beams=4, beam_groups=2, diversity=0.5), eos=eos, explain=True)
     tree = one.tree
     for text in one.texts:
         path, at = [], text.branch
