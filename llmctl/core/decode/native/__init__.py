@@ -1,0 +1,1 @@
+"""The native step: a pass of a decoder in C++, for CPUs."""

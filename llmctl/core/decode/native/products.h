@@ -1,0 +1,303 @@
+// Products of packed matrices with tokens, 32 outputs and a few tokens at a time.
+//
+// A matrix lies in panels of 32 rows. Within a panel, columns follow one another in steps of as many as one word of 32
+// bits holds, and the words of the 32 rows lie side by side: so a panel is one stream in memory, a vector holds 16
+// rows, and no sum goes across a vector. Steps: one column of float32 or (by halves of words) float16, two of bf16, four
+// of bytes, eight of four bits (byte j of a word holds columns j and j + 4).
+//
+// Whole numbers are held without a sign, 8 and 128 too large; what activations sum to is taken off again.
+#pragma once
+#include "vectors.h"
+
+enum Kind { F32, BF16, F16, INT8, INT4 };
+
+struct Matrix {
+    int64_t kind, rows, columns, group;  // columns: with padding; group: columns that share a scale
+    const char* codes;
+    const char* scale;    // [panel][group][32], of INT8 and INT4
+    int64_t scale_kind;   // F32, BF16 or F16
+    const uint8_t* zero;  // [panel][group][32], code of 0, signs taken off; null: 8 or 128
+    const float* bias;    // [rows], or null
+    int64_t flat;         // rows lie one after another, not in panels: a table of vectors, no factor
+};
+
+static inline int64_t panels(const Matrix& w) { return (w.rows + PANEL - 1) / PANEL; }
+static inline int64_t bytes_of(int64_t kind, int64_t columns) {  // of a panel
+    static const int64_t eighths[] = {32, 16, 16, 8, 4};
+    return columns * PANEL * eighths[kind] / 8;
+}
+
+// How the tokens are given that a kind of matrix multiplies.
+enum Form { FLOATS, PAIRS, BYTES };
+static inline Form form_of(int64_t kind) {
+    if (!FAST || kind == F32 || kind == F16) return FLOATS;
+    return kind == BF16 ? PAIRS : BYTES;
+}
+
+// Tokens as a product takes them. A token is one or two rows of numbers (parts): as bf16 what is nearest and what that
+// leaves, as bytes the high and the low one of a number of 16 bits.
+struct Tokens {
+    const char* rows;
+    int64_t stride;       // bytes from part to part
+    int64_t parts;
+    const float* unit;    // BYTES: what 1 stands for, of each token
+    const int32_t* sums;  // BYTES: [part][group]
+    int64_t groups;
+};
+
+constexpr int MOST = 12;  // parts that are multiplied at once: 24 sums, 32 registers
+
+#if FAST
+template <int M>
+static void by_pairs(const char* panel, int64_t columns, const Tokens& x, int64_t first, float (*out)[PANEL]) {
+    __m512 a[M], b[M];
+    for (int m = 0; m < M; m++) a[m] = b[m] = _mm512_setzero_ps();
+    const char* rows = x.rows + first * x.stride;
+    for (int64_t i = 0; i < columns / 2; i++, panel += 128) {
+        __m512bh low = (__m512bh)_mm512_loadu_si512(panel), high = (__m512bh)_mm512_loadu_si512(panel + 64);
+        for (int m = 0; m < M; m++) {
+            __m512bh pair = (__m512bh)_mm512_set1_epi32(*(const int32_t*)(rows + m * x.stride + 4 * i));
+            a[m] = _mm512_dpbf16_ps(a[m], low, pair);
+            b[m] = _mm512_dpbf16_ps(b[m], high, pair);
+        }
+    }
+    for (int m = 0; m < M; m++) {
+        _mm512_storeu_ps(out[m], a[m]);
+        _mm512_storeu_ps(out[m] + LANES, b[m]);
+    }
+}
+
+static inline V sixteen(const char* scale, int64_t kind, int64_t place) {
+    if (kind == F32) return load((const float*)scale + place);
+    return kind == BF16 ? brains((const uint16_t*)scale + place) : halves((const uint16_t*)scale + place);
+}
+
+static inline __m512i less(const uint8_t* zero, int32_t usual, int32_t sum) {  // - zero * sum
+    __m512i factor = _mm512_set1_epi32(-sum);
+    if (!zero) return _mm512_mullo_epi32(factor, _mm512_set1_epi32(usual));
+    return _mm512_mullo_epi32(factor, _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)zero)));
+}
+
+// Tokens of two parts each: M is even, and M / 2 rows come out.
+template <int BITS, int M>
+static void by_bytes(const Matrix& w, int64_t at, const Tokens& x, int64_t first, float (*out)[PANEL]) {
+    const int64_t groups = w.columns / w.group, usual = BITS == 4 ? 8 : 128;
+    const char* panel = w.codes + at * bytes_of(w.kind, w.columns);
+    const char* rows = x.rows + first * x.stride;
+    const __m512i nibble = _mm512_set1_epi8(15);
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t place = (at * groups + g) * PANEL;
+        __m512i a[M], b[M];
+        for (int m = 0; m < M; m++) {
+            const int32_t sum = x.sums[(first + m) * x.groups + g];
+            a[m] = less(w.zero ? w.zero + place : nullptr, usual, sum);
+            b[m] = less(w.zero ? w.zero + place + LANES : nullptr, usual, sum);
+        }
+        const int64_t step = BITS == 4 ? 8 : 4;
+        for (int64_t i = g * w.group; i < (g + 1) * w.group; i += step, panel += 128) {
+            __m512i low = _mm512_loadu_si512(panel), high = _mm512_loadu_si512(panel + 64);
+            __m512i later_low, later_high;
+            if constexpr (BITS == 4) {
+                later_low = _mm512_and_si512(_mm512_srli_epi16(low, 4), nibble);
+                later_high = _mm512_and_si512(_mm512_srli_epi16(high, 4), nibble);
+                low = _mm512_and_si512(low, nibble);
+                high = _mm512_and_si512(high, nibble);
+            }
+            for (int m = 0; m < M; m++) {
+                __m512i four = _mm512_set1_epi32(*(const int32_t*)(rows + m * x.stride + i));
+                a[m] = _mm512_dpbusd_epi32(a[m], low, four);
+                b[m] = _mm512_dpbusd_epi32(b[m], high, four);
+                if constexpr (BITS == 4) {
+                    four = _mm512_set1_epi32(*(const int32_t*)(rows + m * x.stride + i + 4));
+                    a[m] = _mm512_dpbusd_epi32(a[m], later_low, four);
+                    b[m] = _mm512_dpbusd_epi32(b[m], later_high, four);
+                }
+            }
+        }
+        V scale = sixteen(w.scale, w.scale_kind, place), other = sixteen(w.scale, w.scale_kind, place + LANES);
+        for (int m = 0; m < M; m += 2) {
+            V low = 256.0f * (V)_mm512_cvtepi32_ps(a[m]) + (V)_mm512_cvtepi32_ps(a[m + 1]);
+            V high = 256.0f * (V)_mm512_cvtepi32_ps(b[m]) + (V)_mm512_cvtepi32_ps(b[m + 1]);
+            store(out[m / 2], low * scale + (g ? load(out[m / 2]) : V{}));
+            store(out[m / 2] + LANES, high * other + (g ? load(out[m / 2] + LANES) : V{}));
+        }
+    }
+}
+#endif
+
+// What the compiler makes of plain vectors: any CPU, and kinds without an instruction of their own. Up to four tokens.
+template <int KIND, int M>
+static void by_floats(const char* panel, int64_t columns, const Tokens& x, int64_t first, V (*sums)[2], const V* zero) {
+    constexpr int STEP = KIND == BF16 ? 2 : KIND == INT8 ? 4 : KIND == INT4 ? 8 : 1;
+    constexpr int SIZE = KIND == F16 ? 64 : 128;
+    const float* rows = (const float*)(x.rows + first * x.stride);
+    const int64_t stride = x.stride / 4;
+    V a[M], b[M];
+    for (int m = 0; m < M; m++) a[m] = sums[m][0], b[m] = sums[m][1];
+    for (int64_t i = 0; i < columns; i += STEP, panel += SIZE) {
+        for (int j = 0; j < STEP; j++) {
+            V low, high;
+            if constexpr (KIND == F32) {
+                low = load((const float*)panel), high = load((const float*)panel + LANES);
+            } else if constexpr (KIND == F16) {
+                low = halves((const uint16_t*)panel), high = halves((const uint16_t*)panel + LANES);
+            } else if constexpr (KIND == BF16) {
+                U one = words(panel), two = words(panel + 64);
+                low = floats(j ? one & 0xffff0000u : one << 16), high = floats(j ? two & 0xffff0000u : two << 16);
+            } else {
+                const int shift = KIND == INT8 ? 8 * j : 8 * (j % 4) + 4 * (j / 4);
+                const uint32_t mask = KIND == INT8 ? 255 : 15;
+                low = __builtin_convertvector((I)((words(panel) >> shift) & mask), V) - zero[0];
+                high = __builtin_convertvector((I)((words(panel + 64) >> shift) & mask), V) - zero[1];
+            }
+            for (int m = 0; m < M; m++) {
+                const float factor = rows[m * stride + i + j];
+                a[m] += low * factor;
+                b[m] += high * factor;
+            }
+        }
+    }
+    for (int m = 0; m < M; m++) sums[m][0] = a[m], sums[m][1] = b[m];
+}
+
+template <int KIND, int M>
+static void plainly(const Matrix& w, int64_t at, const Tokens& x, int64_t first, float (*out)[PANEL]) {
+    const char* panel = w.codes + at * bytes_of(KIND, w.columns);
+    V sums[M][2] = {};
+    if constexpr (KIND == INT8 || KIND == INT4) {
+        const int64_t groups = w.columns / w.group;
+        V total[M][2] = {};
+        for (int64_t g = 0; g < groups; g++) {
+            const int64_t place = (at * groups + g) * PANEL;
+            V zero[2], scale[2];
+            for (int side = 0; side < 2; side++)
+                for (int i = 0; i < LANES; i++) {
+                    const int64_t lane = place + side * LANES + i;
+                    zero[side][i] = w.zero ? w.zero[lane] : KIND == INT4 ? 8 : 128;
+                    scale[side][i] = w.scale_kind == F32    ? ((const float*)w.scale)[lane]
+                                     : w.scale_kind == BF16 ? from_bf16(((const uint16_t*)w.scale)[lane])
+                                                            : from_half(((const uint16_t*)w.scale)[lane]);
+                }
+            Tokens part = x;
+            part.rows += g * w.group * 4;
+            memset(sums, 0, sizeof sums);
+            by_floats<KIND, M>(panel + g * bytes_of(KIND, w.group), w.group, part, first, sums, zero);
+            for (int m = 0; m < M; m++)
+                for (int side = 0; side < 2; side++) total[m][side] += sums[m][side] * scale[side];
+        }
+        memcpy(sums, total, sizeof sums);
+    } else {
+        by_floats<KIND, M>(panel, w.columns, x, first, sums, nullptr);
+    }
+    for (int m = 0; m < M; m++) store(out[m], sums[m][0]), store(out[m] + LANES, sums[m][1]);
+}
+
+// The product of a panel with up to `most_tokens` tokens from `first` on; units and biases are still to come.
+template <int KIND>
+static void plain_tile(const Matrix& w, int64_t at, const Tokens& x, int64_t first, int64_t n, float (*out)[PANEL]) {
+    if (n >= 4) return plainly<KIND, 4>(w, at, x, first, out), plain_tile<KIND>(w, at, x, first + 4, n - 4, out + 4);
+    if (n >= 2) return plainly<KIND, 2>(w, at, x, first, out), plain_tile<KIND>(w, at, x, first + 2, n - 2, out + 2);
+    if (n == 1) plainly<KIND, 1>(w, at, x, first, out);
+}
+
+#if FAST
+static void pair_tile(const char* panel, int64_t columns, const Tokens& x, int64_t part, int64_t n, float (*out)[PANEL]) {
+    int64_t done = 0;
+    while (done < n) {
+        const int64_t left = n - done;
+        if (left >= 12) by_pairs<12>(panel, columns, x, part + done, out + done), done += 12;
+        else if (left >= 8) by_pairs<8>(panel, columns, x, part + done, out + done), done += 8;
+        else if (left >= 6) by_pairs<6>(panel, columns, x, part + done, out + done), done += 6;
+        else if (left >= 4) by_pairs<4>(panel, columns, x, part + done, out + done), done += 4;
+        else if (left >= 2) by_pairs<2>(panel, columns, x, part + done, out + done), done += 2;
+        else by_pairs<1>(panel, columns, x, part + done, out + done), done += 1;
+    }
+}
+
+template <int BITS>
+static void byte_tile(const Matrix& w, int64_t at, const Tokens& x, int64_t first, int64_t n, float (*out)[PANEL]) {
+    int64_t done = 0;
+    while (done < n) {
+        const int64_t left = n - done, part = 2 * (first + done);
+        if (left >= 6) by_bytes<BITS, 12>(w, at, x, part, out + done), done += 6;
+        else if (left >= 4) by_bytes<BITS, 8>(w, at, x, part, out + done), done += 4;
+        else if (left >= 2) by_bytes<BITS, 4>(w, at, x, part, out + done), done += 2;
+        else by_bytes<BITS, 2>(w, at, x, part, out + done), done += 1;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const V unit = all(x.unit[first + i]);
+        store(out[i], load(out[i]) * unit), store(out[i] + LANES, load(out[i] + LANES) * unit);
+    }
+}
+#endif
+
+// The product of panel `at` with n tokens from `first` on, n parts of which fit into MOST rows.
+static void tile(const Matrix& w, int64_t at, const Tokens& x, int64_t first, int64_t n, float (*out)[PANEL]) {
+    switch (w.kind) {
+#if FAST
+        case BF16:
+            pair_tile(w.codes + at * bytes_of(BF16, w.columns), w.columns, x, first * x.parts, n * x.parts, out);
+            for (int64_t i = 0; x.parts == 2 && i < n; i++) {
+                store(out[i], load(out[2 * i]) + load(out[2 * i + 1]));
+                store(out[i] + LANES, load(out[2 * i] + LANES) + load(out[2 * i + 1] + LANES));
+            }
+            return;
+        case INT8: return byte_tile<8>(w, at, x, first, n, out);
+        case INT4: return byte_tile<4>(w, at, x, first, n, out);
+#else
+        case BF16: return plain_tile<BF16>(w, at, x, first, n, out);
+        case INT8: return plain_tile<INT8>(w, at, x, first, n, out);
+        case INT4: return plain_tile<INT4>(w, at, x, first, n, out);
+#endif
+        case F16: return plain_tile<F16>(w, at, x, first, n, out);
+        default: return plain_tile<F32>(w, at, x, first, n, out);
+    }
+}
+
+// Bytes that a token takes, all its parts, and where its rows begin.
+static inline int64_t stride_of(Form form, int64_t columns) {
+    const int64_t bytes = columns * (form == FLOATS ? 4 : form == PAIRS ? 2 : 1);
+    return (bytes + 63) / 64 * 64 + 64;  // not a power of two, whose rows would share a cache's places
+}
+
+// Write one token, numbers x (columns, a multiple of 16, the padding 0), as a product takes it.
+static void given(Form form, int64_t parts, const float* x, int64_t columns, char* to, int64_t stride, float* unit,
+                  int32_t* sums, int64_t group) {
+    if (form == FLOATS) {
+        memcpy(to, x, columns * 4);
+        return;
+    }
+#if FAST
+    if (form == PAIRS) {
+        for (int64_t i = 0; i < columns; i += LANES) {
+            const __m512 y = _mm512_loadu_ps(x + i);
+            const __m256i near = (__m256i)_mm512_cvtneps_pbh(y);
+            _mm256_storeu_si256((__m256i*)(to + 2 * i), near);
+            if (parts == 1) continue;
+            const __m512 back = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(near), 16));
+            _mm256_storeu_si256((__m256i*)(to + stride + 2 * i), (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(y, back)));
+        }
+        return;
+    }
+    V most = {};
+    bool broken = false;
+    for (int64_t i = 0; i < columns; i += LANES) most = larger(most, absolute(load(x + i)));
+    for (int64_t i = 0; i < columns; i++) broken |= !(x[i] - x[i] == 0.0f);
+    const float scale = largest(most) / 32639.0f, safe = scale > 1e-30f ? scale : 1e-30f;  // 32639: 127 * 257
+    *unit = broken ? NAN : safe;  // bytes know no NaN
+    const __m512 inverse = _mm512_set1_ps(broken ? 0.0f : 1.0f / safe);
+    for (int64_t i = 0; i < columns; i += LANES) {
+        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(broken ? 0 : 0xffff, x + i), inverse));
+        const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
+        _mm_storeu_si128((__m128i*)(to + i), _mm512_cvtepi32_epi8(high));
+        _mm_storeu_si128((__m128i*)(to + stride + i), _mm512_cvtepi32_epi8(whole));
+    }
+    for (int64_t part = 0; part < 2; part++)
+        for (int64_t g = 0; g < columns / group; g++) {  // columns of padding are 0
+            const int8_t* bytes = (const int8_t*)to + part * stride + g * group;
+            int32_t total = 0;
+            for (int64_t i = 0; i < group; i++) total += bytes[i];
+            sums[part * (columns / group) + g] = total;
+        }
+#endif
+}
