@@ -91,16 +91,18 @@ def kv_cache(
     tensor_parallel: int = 1,
     layers: range | None = None,
     source: int = 0,
+    beyond: int = 0,
 ) -> int:
     """Bytes that a decoder keeps of the tokens of one row: their keys and values, or with linear attention sums.
 
-    A layer with a window keeps that, and room to read on. Sums are as large for any number of tokens. An encoder keeps nothing.
+    A layer with a window keeps only that. Sums are as large for any number of tokens. An encoder keeps nothing.
 
     Args:
         sequence: tokens of the row.
         element: bytes of one number.
         layers: those of one pipeline stage; None: all.
         source: tokens of the encoder's row, whose keys and values a decoder beside it keeps as well.
+        beyond: what a layer with a window has room for besides.
     """
     if config.kind == "encoder":
         return 0
@@ -109,7 +111,7 @@ def kv_cache(
     if config.attention == "linear":
         return of_source + 4 * len(held) * heads * config.head_dim * (config.head_dim + 1)
     windows = [config.window_of(layer) for layer in held]
-    own = sum(min(sequence, sequence if window is None else window + BEYOND_WINDOW) for window in windows)
+    own = sum(min(sequence, sequence if window is None else window + beyond) for window in windows)
     return of_source + 2 * heads * config.head_dim * element * own
 
 

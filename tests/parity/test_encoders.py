@@ -17,7 +17,7 @@ from llmctl.core.checkpoint.directory import Checkpoint, save_checkpoint
 from llmctl.core.model.cache import KVCache
 from llmctl.core.model.init import initialise
 from llmctl.core.model.memory import EncoderInput
-from llmctl.core.model.position import relative_buckets
+from llmctl.core.model.position import places_ahead, relative_buckets
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import UserError
 from llmctl.spec.presets import shape
@@ -301,4 +301,4 @@ def test_every_distance_falls_into_the_bucket_that_transformers_puts_it_in(bucke
     config = shape("1m", 99, "t5", {"relative_buckets": buckets, "relative_distance": distance})
     slots = torch.arange(300)
     expected = T5Attention._relative_position_bucket(slots - slots[250:, None], not causal, buckets, distance)
-    assert torch.equal(relative_buckets(50, 300, config, causal, torch.device("cpu")), expected)
+    assert torch.equal(relative_buckets(places_ahead(50, 300)[0], config, causal), expected)

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from llmctl.core.decode.choose import Chooser, Picked
 from llmctl.core.decode.line import Line
+from llmctl.core.decode.prefix import Prefix
 from llmctl.core.decode.rows import SHARED, Rows, common, rows_of
 from llmctl.core.decode.rules import Rules
 from llmctl.core.model.coded import GROUP, RING
 from llmctl.core.model.transformer import Transformer
-from llmctl.errors import Exit, UserError
-from llmctl.spec.memory import kv_cache
+from llmctl.errors import UserError
+from llmctl.spec.memory import BEYOND_WINDOW, kv_cache
 
 Finish = Literal["stop", "length"]
 
@@ -80,12 +81,16 @@ class Desk:
     ):
         self.model, self.most, self.memory = model, rows, memory
         self.start = () if rules is None else rules.start
-        self.rows: Rows = rows_of(model, kv_bits, self.start)
+        self.rows: Rows = self._made(model, kv_bits)
         self.rows.widest = rows
         self._kv_bits = kv_bits
         self._waiting: deque[Wish] = deque()
         self._wishes: list[Wish] = []
         self._lines: list[Line] = []
+
+    def _made(self, model: Transformer, kv_bits: int) -> Rows:
+        """The rows that it works with."""
+        return rows_of(model, kv_bits, self.start)
 
     @property
     def busy(self) -> bool:
@@ -109,12 +114,9 @@ class Desk:
             UserError: its keys and values alone take more memory than there is.
         """
         if self.memory is not None and self._bytes(1, self._length(wish)) > self.memory:
-            raise UserError(
-                f"Keys and values of {self._length(wish)} tokens take {self._bytes(1, self._length(wish)):,} bytes, but "
-                f"{self.memory:,} are left for them.",
-                "Raise --memory, or lower --max-tokens.",
-                Exit.FIT,
-            )
+            tokens = self._length(wish)
+            problem = f"Keys and values of {tokens} tokens take {self._bytes(1, tokens):,} bytes, but"
+            raise UserError(f"{problem} {self.memory:,} are left for them.", "Raise --memory, or lower --max-tokens.")
         self._waiting.append(wish)
 
     def cancel(self, wish: Wish) -> None:
@@ -145,9 +147,7 @@ class Desk:
         picked = self._pick(scores[0] if len(scores) == 1 else torch.cat(scores))
         for place, (wish, line, token) in enumerate(zip(self._wishes, self._lines, picked, strict=True)):
             finish: Finish | None = None
-            if token.id in wish.eos or (wish.stopped is not None and wish.stopped(token.id)):
-                finish = "stop"
-            elif line.done:
+            if token.id in wish.eos or (wish.stopped is not None and wish.stopped(token.id)) or line.done:
                 finish = "stop"
             elif line.step >= wish.limit:
                 finish = "length"
@@ -198,16 +198,17 @@ class Desk:
         return sorted(fresh, key=lambda wish: len(wish.prompt))
 
     def _remember(self, fresh: list[Wish]) -> None:
-        """Keep the beginning that the next wish shares with one that has just begun: rows may leave before it comes."""
-        if not self._waiting or self.start:
-            return
-        following = self._waiting[0].prompt
-        size, place = max((common((wish.prompt, following)), -place) for place, wish in enumerate(fresh))
-        known = max((common((prefix.ids, following)) for prefix in self.rows.prefixes), default=0)
-        if size >= SHARED and size > known:
-            kept = self.rows.snapshot(len(self._wishes) - len(fresh) - place, size)
-            if kept is not None:
-                self.rows.prefixes = [one for one in self.rows.prefixes if one.kept] + [kept]
+        """Keep the beginning that prompts share with those before them: rows may leave before the next one comes."""
+        first = len(self._wishes) - len(fresh)
+        for place, wish in enumerate(fresh, start=first):
+            before, self._before = self._before, wish.prompt
+            size = common((before, wish.prompt))
+            known = max((common((prefix.ids, wish.prompt)) for prefix in self.rows.prefixes), default=0)
+            if size >= SHARED and size > known and not self.start:
+                kept = self.rows.snapshot(place, size)
+                if kept is not None:
+                    self.rows.prefixes = [*(one for one in self.rows.prefixes if one is not self._kept), kept]
+                    self._kept = kept
 
     def _length(self, wish: Wish) -> int:
         """Tokens that its row may come to hold; the last one is not read."""
@@ -218,7 +219,7 @@ class Desk:
         config, whole = self.model.config, self.rows.dtype.itemsize
         source = tokens if self.start else 0
         if not self._kv_bits:
-            return rows * kv_cache(config, tokens, whole, source=source)
+            return rows * kv_cache(config, tokens, whole, source=source, beyond=BEYOND_WINDOW)
         scales = 2 / config.head_dim if self._kv_bits == 8 else 4 / min(GROUP, config.head_dim)
-        coded = kv_cache(config, tokens, 1, source=source) * (self._kv_bits / 8 + scales)
+        coded = kv_cache(config, tokens, 1, source=source, beyond=tokens) * (self._kv_bits / 8 + scales)
         return rows * (int(coded) + kv_cache(config, RING, whole))

@@ -60,55 +60,69 @@ class Piece(NamedTuple):
 
 
 class Told(NamedTuple):
-    """Text that has just become final of what was asked under a name, and the whole completion when it has ended."""
+    """Text that has just become final of what was asked under a name, and the whole completion when it has ended.
+
+    `last`: nothing more comes of that asking.
+    """
 
     name: Any
     text: str
     completion: Completion | None
+    last: bool
 
 
 class Scribe:
-    """Texts in the making: a Desk whose tokens are given out as text.
+    """Texts in the making, token by token: a Desk whose tokens are given out as text.
 
     Args:
         desk: of the model.
         tokenizer: of the model.
-        rules: of the checkpoint.
+        chooser: how tokens are chosen.
+        eos: ids that end a completion.
         stops: strings that end a completion.
         special: show special tokens.
+
+    Attributes:
+        asks: how often each prompt is asked.
     """
 
     def __init__(
-        self, desk: Desk, tokenizer: Tokenizer, rules: Rules, stops: Sequence[str] = (), special: bool = False
+        self,
+        desk: Desk,
+        tokenizer: Tokenizer,
+        chooser: Chooser,
+        eos: frozenset[int],
+        stops: Sequence[str] = (),
+        special: bool = False,
     ):
-        self.desk, self.tokenizer, self.rules = desk, tokenizer, rules
+        self.desk, self.tokenizer, self.chooser, self.eos = desk, tokenizer, chooser, eos
         self.stops, self.special = stops, special
+        self.asks = chooser.sampling.samples
         self._texts: dict[int, _Text] = {}
 
     @property
-    def busy(self) -> bool:
-        """Whether there is anything left to write."""
-        return self.desk.busy
+    def unfinished(self) -> int:
+        """Completions that have not ended."""
+        return self.desk.waiting + self.desk.running
 
-    def ask(self, name: Any, prompt: Sequence[int], chooser: Chooser, key: int, eos: frozenset[int]) -> None:
+    def ask(self, name: Any, prompt: Sequence[int], key: int) -> None:
         """Have a prompt completed; what is written is told under the name.
 
         Raises:
             UserError: it takes more memory than there is.
         """
-        limit = room(self.desk.model, len(self.rules.start or prompt), chooser.sampling.max_tokens)
-        stream = TextStream(self.tokenizer, self.rules.start or prompt, self.stops, self.special)
-        text = _Text(name, stream, chooser.tells)
-        wish = Wish(prompt, chooser, key, limit, eos, text.stopped)
+        before = self.chooser.rules.start or prompt
+        limit = room(self.desk.model, len(before), self.chooser.sampling.max_tokens)
+        text = _Text(name, TextStream(self.tokenizer, before, self.stops, self.special), self.chooser.tells)
+        wish = Wish(prompt, self.chooser, key, limit, self.eos, text.stopped)
         self.desk.ask(wish)
         self._texts[id(wish)] = text
 
     def step(self) -> list[Told]:
-        """Go on with every text by one token: what has become final."""
+        """Go on with every text by one pass: what has become final."""
         told = []
         for event in self.desk.step():
-            text = self._texts[id(event.wish)]
-            piece = text.told(event)
+            piece = self._texts[id(event.wish)].told(event)
             if piece.completion:
                 del self._texts[id(event.wish)]
             if piece.text or piece.completion:
@@ -135,7 +149,7 @@ class _Text:
             if self.tells:
                 self.picked.append(event.picked)
         if not event.finish:
-            return Told(self.name, text, None)
+            return Told(self.name, text, None, False)
         text += self.stream.finish()
         finish = "stop" if self.stream.stopped else event.finish
         guesses = {"drafted": event.wish.drafted, "accepted": event.wish.accepted}
@@ -171,12 +185,12 @@ def complete(
     """
     rules = rules or Rules()
     desk = Desk(model, max(1, len(prompts)), kv_bits, rules)
-    scribe = Scribe(desk, tokenizer, rules, stops, special)
     chooser = Chooser(sampling, rules, model.config.vocab, tokenizer.size, eos, desk.rows.device)
+    scribe = Scribe(desk, tokenizer, chooser, eos, stops, special)
     for row, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
-        scribe.ask(row, prompt, chooser, key, eos)
-    while scribe.busy:
-        yield from (Piece(*told) for told in scribe.step())
+        scribe.ask(row, prompt, key)
+    while scribe.unfinished:
+        yield from (Piece(*told[:3]) for told in scribe.step())
 
 
 def generate(

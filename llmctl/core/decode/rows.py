@@ -194,6 +194,7 @@ class Rows:
 
     def _read(self, start: int, stop: int, news: list[list[int]], last: bool = True) -> Tensor:
         """Read new tokens, one or more, into some of the rows, as `read` does into all."""
+        asked = [len(new) for new in news]
         if self.turn is not None:
             self._turn(start, stop, news)
         self._grow(max(map(len, news)))
@@ -216,7 +217,10 @@ class Rows:
             text += new
         if not every:
             self._cache.took(cache, start)
-        return self.model.head(torch.stack(ends)).float() if last else torch.cat(found, 1)
+        if last:
+            return self.model.head(torch.stack(ends)).float()
+        again = [len(new) - count for new, count in zip(news, asked, strict=True)]  # read before what was asked for
+        return _after(torch.cat(found, 1), again) if any(again) else torch.cat(found, 1)
 
     def _pass(self, cache: Cache, memory: Memory | None, news: list[list[int]]) -> Tensor:
         """One pass over new tokens, of unequal number: hidden states (B, T, D)."""
@@ -230,6 +234,8 @@ class Rows:
             if self._by_row:  # the places of padding are not the row's
                 starts = torch.tensor(cache.lengths, device=self.device)[:, None] - self.virtual * (cache.length > 0)
                 positions = starts + torch.minimum(torch.arange(longest, device=self.device), ends - 1)
+        first = self.virtual if cache.length == 0 else 0
+        cache.expect([first + count for count in counts])
         if self.model.config.prefix_lm and cache.length == 0:
             prefix = torch.ones_like(tokens, dtype=torch.bool) if segments is None else segments.bool()
         known = {"positions": positions, "segments": segments, "prefix": prefix}
@@ -262,6 +268,14 @@ class Rows:
 def rows_of(model: Transformer, kv_bits: int = 0, start: Sequence[int] = ()) -> Rows:
     """The fastest rows that this model, on this machine, can be read with; arguments as for `Rows`."""
     return Rows(model, kv_bits, start)
+
+
+def _after(scores: Tensor, places: list[int]) -> Tensor:
+    """(B, T, V) scores of each row from its place on; what is missing at the end means nothing."""
+    count = scores.shape[1] - min(places)
+    wanted = torch.tensor(places, device=scores.device)[:, None] + torch.arange(count, device=scores.device)
+    rows = torch.arange(len(places), device=scores.device)[:, None]
+    return scores[rows, wanted.clamp(max=scores.shape[1] - 1)]
 
 
 def common(texts: Sequence[Sequence[int]]) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmctl.core.model.linear import Features, Sums, chunked, step
-from llmctl.core.model.slots import Slots, places_after
+from llmctl.core.model.slots import Slots, counted, places_after
 from llmctl.spec.model import ModelConfig
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ class LinearState:
     capacity: int = sys.maxsize  # tokens; there is room for any number
     chunk: int | None = None  # tokens that one pass may read
     counts: list[int] = field(default_factory=list)
+    _expected: list[int] | None = None
 
     @classmethod
     def allocate(
@@ -244,6 +245,10 @@ class LinearState:
         self.values[layer], self.keys[layer] = last
         return out
 
+    def expect(self, counts: list[int]) -> None:
+        """As in KVCache."""
+        self._expected = counts
+
     def open(self, tokens: int, segments: Tensor | None, device: torch.device) -> None:
         """Begin a pass over T tokens, whose segments are 0 where one is padding: (B, T), or None.
 
@@ -252,7 +257,7 @@ class LinearState:
         """
         if segments is not None and bool((segments > 1).any()):
             raise ValueError("a row of a LinearState is one document: wanted segments 0 and 1")
-        self.counts = [tokens] * len(self.lengths) if segments is None else segments.sum(1).tolist()
+        self.counts, self._expected = counted(self._expected, len(self.lengths), tokens, segments), None
 
     def advance(self) -> None:
         """Count the tokens of a pass as read, once every layer has added them."""

@@ -54,6 +54,7 @@ class Slots:
         self.first = [0] * rows
         self.views: dict[int | None, View] = {}
         self.counts: list[int] = []
+        self._expected: list[int] | None = None
 
     @property
     def length(self) -> int:
@@ -74,6 +75,10 @@ class Slots:
         """The places of the next `tokens` of each row, (B or 1, T) int64."""
         return places_after(self.lengths, tokens, device)
 
+    def expect(self, counts: list[int]) -> None:
+        """Say how many tokens of the next pass each row has, so that nothing need be read back from the device."""
+        self._expected = counts
+
     def open(self, tokens: int, segments: Tensor | None, device: torch.device) -> None:
         """Begin a pass over so many tokens of each row.
 
@@ -87,7 +92,7 @@ class Slots:
         end = self.length + tokens
         if end > self.capacity:
             raise ValueError(f"{end} tokens do not fit in a cache of {self.capacity}")
-        self.counts = [tokens] * rows if segments is None else (segments != 0).sum(1).tolist()
+        self.counts, self._expected = counted(self._expected, rows, tokens, segments), None
         whole = self._view(self.lengths, tokens, None, device)
         self.views = {None: whole}
         if self.window is None:
@@ -163,6 +168,13 @@ class Slots:
     def _drop(self, row: int, held: int, lost: int) -> None:
         """Move the last of `held` tokens of a row to the front of layers with a window; the first `lost` go."""
         raise NotImplementedError
+
+
+def counted(expected: list[int] | None, rows: int, tokens: int, segments: Tensor | None) -> list[int]:
+    """How many of the T tokens of a pass each row has: as expected, else by its segments, (B, T) or None."""
+    if expected is not None:
+        return expected
+    return [tokens] * rows if segments is None else (segments != 0).sum(1).tolist()
 
 
 def places_after(lengths: list[int], tokens: int, device: torch.device) -> Tensor:

