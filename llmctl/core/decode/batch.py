@@ -87,6 +87,8 @@ class Desk:
         self._waiting: deque[Wish] = deque()
         self._wishes: list[Wish] = []
         self._lines: list[Line] = []
+        self._before: Sequence[int] = ()  # the last prompt that was read
+        self._kept: Prefix | None = None
 
     def _made(self, model: Transformer, kv_bits: int) -> Rows:
         """The rows that it works with."""
