@@ -1,19 +1,18 @@
 """Contrastive search: each token is a likely one whose state is unlike those of the tokens before it."""
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmctl.core.decode.batch import Finish
-from llmctl.core.decode.beam import check_numbers
-from llmctl.core.decode.choose import Chooser
-from llmctl.core.decode.line import Line
+from llmctl.core.decode.batch import Desk, Event, Finish, Wish
+from llmctl.core.decode.beam_desk import check_numbers
 from llmctl.core.decode.rows import Rows
+from llmctl.core.decode.rules import Rules
 from llmctl.core.model.cache import Cache
 from llmctl.core.model.memory import Memory
+from llmctl.core.model.transformer import Transformer
 from llmctl.spec.search import Search
 
 
@@ -58,78 +57,109 @@ class Watched(Rows):
         return hidden
 
 
-@torch.inference_mode()
-def contrastive_search(
-    rows: Watched,
-    chooser: Chooser,
-    search: Search,
-    prompts: Sequence[Sequence[int]],
-    lines: Sequence[Line],
-    eos: frozenset[int],
-    most: int = 16,
-    stopped: Callable[[int, int], bool] | None = None,
-) -> Iterator[tuple[int, int | None, Finish | None]]:
-    """Continue prompts, several at a time.
+class ContrastiveDesk(Desk):
+    """It stands where Desk does, but each token is a likely one that adds something.
 
-    Each token is, of the `candidates` likeliest, the one of the largest (1 - a) * p(token) - a * s(token): p by the
-    chooser's rules, s the greatest cosine of its state and that of a token before it, in the prompt too; of an
-    encoder-decoder, of those that its decoder has read.
+    Of the `candidates` likeliest tokens by the chooser's rules, that of the largest (1 - a) * p(token) - a * s(token)
+    is taken: p its probability, s the greatest cosine of its state and that of a token before it, in the prompt too;
+    of an encoder-decoder, of those that its decoder has read.
 
     Args:
-        rows: empty; holds a row for each candidate meanwhile.
         search: as `Search.filled` gives it; `contrastive` is a.
-        prompts: ids of each; of an encoder-decoder, what its encoder reads.
-        lines: `chooser.line` of each prompt.
-        eos: ids that end a text.
-        most: rows at a time; one prompt has its candidates in any case.
-        stopped: told (number of the prompt, id) of each new token that is not in `eos`; True ends the text.
-
-    Returns:
-        Number of a prompt, its next token, and what ends it, if it ends; the token is None if there is none.
-
-    Raises:
-        UserError: the model's scores are not numbers.
+        rows: candidates at a time; one completion has its candidates in any case.
+        model, kv_bits, rules, memory: as for Desk.
 
     Source: Su et al., "A Contrastive Framework for Neural Text Generation", arXiv:2202.06417, equation 5; the states
-    are those after the last norm, as in transformers.
+    are those after the last norm, as transformers took them.
     """
-    waiting, live = deque(range(len(prompts))), list[int]()
-    scores: Tensor | None = None  # (rows, V), of the tokens after each of `live`
-    while waiting or live:
-        new: list[int] = []
-        while waiting and (len(live) + len(new) + 1) * search.candidates <= max(most, search.candidates):
-            row = waiting.popleft()
-            if lines[row].limit > 0:
-                new.append(row)
-            else:
-                yield row, None, "length"
-        if new:
-            read = rows.add([prompts[row] for row in new])
-            scores = read if scores is None else torch.cat((scores, read))
-            live += new
-        if not live:
-            continue
-        tokens, places, after = _chosen(rows, chooser.scores(scores, [lines[row] for row in live]), search)
-        events: list[tuple[int, int | None, Finish | None]] = []
-        for row, token in zip(live, tokens, strict=True):
-            lines[row].push(token)
-            stops = token in eos or (stopped is not None and stopped(row, token)) or lines[row].done
-            finish: Finish | None = "stop" if stops else "length" if lines[row].step == lines[row].limit else None
-            events.append((row, token, finish))
-        on = [at for at, (*_, finish) in enumerate(events) if finish is None]
-        live, scores = [live[at] for at in on], after[[places[at] for at in on]] if on else None
-        rows.keep([places[at] for at in on])
-        yield from events
+
+    rows: Watched
+
+    def __init__(
+        self,
+        model: Transformer,
+        search: Search,
+        rows: int = 16,
+        kv_bits: int = 0,
+        rules: Rules | None = None,
+        memory: int | None = None,
+    ):
+        self.search = search
+        super().__init__(model, max(1, rows // search.candidates), kv_bits, rules, memory)
+        self.rows.widest = self.most * search.candidates
+        self._scores: Tensor | None = None  # (rows, V), of the tokens after each row
+
+    def _made(self, model: Transformer, kv_bits: int) -> Watched:
+        return Watched(model, kv_bits, self.start)
+
+    def ask(self, wish: Wish) -> None:
+        """Take a wish; those that came first begin first.
+
+        Raises:
+            UserError: its keys and values alone take more memory than there is.
+        """
+        if self.model.config.position == "learned":  # candidates for the last token are read too, and need a place
+            room = self.model.config.context - self.rows.virtual - len(self.start or wish.prompt)
+            wish.limit = min(wish.limit, room)
+        super().ask(wish)
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Have every completion go on by one token, after those that there is room for have begun.
+
+        Raises:
+            UserError: a model's scores are not numbers, or rules leave no token.
+        """
+        events = [Event(wish, None, "length") for wish in self._unfit()]
+        fresh = self._entering()
+        if fresh:
+            self.rows.most = max(self._length(wish) + 1 for wish in [*self._wishes, *fresh])  # the last one is read too
+            read = self.rows.add([wish.prompt for wish in fresh])
+            self._scores = read if self._scores is None else torch.cat((self._scores, read))
+            self._wishes += fresh
+            self._lines += [wish.chooser.line(wish.prompt, wish.key, wish.limit) for wish in fresh]
+        if not self._wishes:
+            return events
+        before, live = self._scores, []
+        best, after = _chosen(self.rows, self._filtered(before), self.search)
+        for place, (wish, line, row) in enumerate(zip(self._wishes, self._lines, best, strict=True)):
+            token = self.rows.texts[row][-1]
+            (picked,) = wish.chooser.take(before[place : place + 1], [line], [token])
+            stops = token in wish.eos or (wish.stopped is not None and wish.stopped(token)) or line.done
+            finish: Finish | None = "stop" if stops else "length" if line.step >= wish.limit else None
+            if finish is None:
+                live.append(place)
+            events.append(Event(wish, picked, finish))
+        self._leave(live, [best[place] for place in live], after)
+        return events
+
+    def _filtered(self, scores: Tensor) -> Tensor:
+        """Scores (B, V) after the rules of each row's chooser."""
+        pairs = enumerate(zip(self._wishes, self._lines, strict=True))
+        rows = [wish.chooser.scores(scores[at : at + 1], [line]) for at, (wish, line) in pairs]
+        return torch.cat(rows)
+
+    def _keep(self, live: list[int]) -> None:
+        self._leave(live, live, self._scores)
+
+    def _leave(self, live: list[int], rows: list[int], scores: Tensor) -> None:
+        """Leave only these completions, which stand in these rows, with these scores (rows, V)."""
+        self._wishes, self._lines = [self._wishes[p] for p in live], [self._lines[p] for p in live]
+        self.rows.keep(rows)
+        self._scores = scores[rows] if rows else None
+
+    def _bytes(self, rows: int, tokens: int) -> int:
+        return super()._bytes(rows * self.search.candidates, tokens + 1)
 
 
-def _chosen(rows: Watched, scores: Tensor, search: Search) -> tuple[list[int], list[int], Tensor]:
-    """The next token of each row; each candidate is read in a row of its own, which are left.
+def _chosen(rows: Watched, scores: Tensor, search: Search) -> tuple[list[int], Tensor]:
+    """Read each row's candidates, each in a row of its own, and choose.
 
     Args:
         scores: (B, V).
 
     Returns:
-        The tokens, the row that each was read in, and the scores (B * k, V) after all candidates.
+        The rows that have read the chosen ones, and the scores (B * k, V) after all candidates.
     """
     chances, ids = scores.softmax(dim=-1).topk(min(search.candidates, scores.shape[1]), dim=-1)  # (B, k)
     check_numbers(chances[:, 0])
@@ -140,5 +170,4 @@ def _chosen(rows: Watched, scores: Tensor, search: Search) -> tuple[list[int], l
     alike = torch.stack([(new @ states.T).amax(dim=-1) for new, states in zip(fresh, held, strict=True)])  # (B, k)
     worth = (1 - search.contrastive) * chances - search.contrastive * alike
     best = worth.masked_fill(chances == 0, -torch.inf).argmax(dim=-1)  # a banned token is none, however unlike
-    tokens = ids.gather(1, best[:, None])[:, 0].tolist()
-    return tokens, [row * count + at for row, at in enumerate(best.tolist())], after
+    return [row * count + at for row, at in enumerate(best.tolist())], after

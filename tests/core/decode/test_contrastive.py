@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from llmctl.core.decode.batch import Wish
 from llmctl.core.decode.choose import Chooser
-from llmctl.core.decode.contrastive import Watched, contrastive_search
+from llmctl.core.decode.contrastive import ContrastiveDesk
 from llmctl.core.decode.rules import Rules
 from llmctl.core.model.init import initialise
 from llmctl.core.model.memory import EncoderInput
@@ -18,20 +19,21 @@ from tests.core.decode.conftest import make_model
 PROMPTS = [[5, 9, 3], [7], [11, 110, 30, 4, 8, 12, 77, 2], [7, 1, 100, 9]]
 
 
-def written(model, search, prompts=PROMPTS, tokens=10, eos=(), start=(), most=16, penalty=1.0):
+def written(model, search, prompts=PROMPTS, tokens=10, eos=(), rules=None, most=16):
     """The ids of each row, and how each ended."""
-    rules = Rules(start=start)
-    sampling = Sampling(max_tokens=tokens, repetition_penalty=penalty)
-    chooser = Chooser(sampling, rules, model.config.vocab, None, frozenset(eos))
-    lines = [chooser.line(prompt, 0, tokens) for prompt in prompts]
+    rules = rules or Rules()
+    chooser = Chooser(Sampling(max_tokens=tokens), rules, model.config.vocab, None, frozenset(eos))
+    desk = ContrastiveDesk(model, search.filled({}), most, 0, rules)
+    wishes = [Wish(prompt, chooser, 0, tokens, frozenset(eos)) for prompt in prompts]
+    for wish in wishes:
+        desk.ask(wish)
     ids, ends = [[] for _ in prompts], {}
-    every = contrastive_search(
-        Watched(model, start=start), chooser, search.filled({}), prompts, lines, frozenset(eos), most
-    )
-    for row, token, finish in every:
-        ids[row] += [] if token is None else [token]
-        if finish:
-            ends[row] = finish
+    while desk.busy:
+        for event in desk.step():
+            row = wishes.index(event.wish)
+            ids[row] += [] if event.picked is None else [event.picked.id]
+            if event.finish:
+                ends[row] = event.finish
     return ids, [ends[row] for row in range(len(prompts))]
 
 
@@ -68,7 +70,7 @@ def test_an_encoder_decoder_is_contrasted_with_what_its_decoder_wrote():
         **{"context": 64, "init_std": 0.3, "tie": False, "decoder_start": 0},
     )
     model = initialise(Transformer(config), seed=5).eval()
-    ids, _ = written(model, Search(contrastive=0.5), start=(0,))
+    ids, _ = written(model, Search(contrastive=0.5), rules=Rules(start=(0,)))
     assert ids == [plain(model, prompt, 0.5, 4, 10, start=(0,)) for prompt in PROMPTS]
 
 
@@ -85,12 +87,28 @@ def test_prompts_are_independent_and_end_where_they_end():
 
 def test_tokens_that_are_banned_are_not_taken_however_unlike_they_are():
     model = make_model()
-    rules = Rules(never=tuple(range(1, 300)))
-    chooser = Chooser(Sampling(max_tokens=3), rules, 300, None, frozenset())
-    search = Search(contrastive=1.0).filled({})
-    rows = Watched(model)
-    every = list(contrastive_search(rows, chooser, search, [[5, 9]], [chooser.line([5, 9], 0, 3)], frozenset()))
-    assert every == [(0, 0, None), (0, 0, None), (0, 0, "length")]
+    search = Search(contrastive=1.0)
+    assert written(model, search, [[5, 9]], 3, rules=Rules(never=tuple(range(1, 300)))) == ([[0, 0, 0]], ["length"])
+
+
+def test_a_completion_ends_with_the_table_of_positions():
+    ids, ends = written(make_model("gpt2", context=12), Search(contrastive=0.6), tokens=50)
+    assert ([len(row) for row in ids], set(ends)) == ([12 - len(prompt) for prompt in PROMPTS], {"length"})
+
+
+def test_a_completion_that_is_cancelled_leaves_the_others_as_they_are():
+    model, rules = make_model(), Rules()
+    chooser = Chooser(Sampling(), rules, 300, None, frozenset())
+    desk = ContrastiveDesk(model, Search(contrastive=0.6).filled({}))
+    first, second = (Wish(prompt, chooser, 0, 10) for prompt in PROMPTS[:2])
+    desk.ask(first)
+    desk.ask(second)
+    heard = desk.step()
+    desk.cancel(first)
+    while desk.busy:
+        heard += desk.step()
+    alone, _ = written(model, Search(contrastive=0.6), PROMPTS[1:2])
+    assert [event.picked.id for event in heard if event.wish is second] == alone[0]
 
 
 def test_scores_that_are_no_numbers_are_refused():
