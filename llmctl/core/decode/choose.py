@@ -11,7 +11,7 @@ from llmctl.core.decode.filters import Filter, closed, processors, warpers
 from llmctl.core.decode.guide import Grammar
 from llmctl.core.decode.line import Line
 from llmctl.core.decode.rules import Rules
-from llmctl.core.decode.sample import drawn, likeliest
+from llmctl.core.decode.sample import by_rows, drawn, likeliest
 from llmctl.errors import UserError
 from llmctl.spec.sample import Sampling
 
@@ -95,9 +95,14 @@ class Chooser:
         Raises:
             UserError: they leave nothing, and no token ends a text.
         """
+        if self.sampling.greedy or not by_rows(logits):
+            return self._passed(logits, lines)
+        return torch.cat([self._passed(row, [line]) for row, line in zip(logits.split(1), lines, strict=True)])
+
+    def _passed(self, scores: Tensor, lines: Sequence[Line]) -> Tensor:
         for filter in self.filters:
-            logits = filter.apply(logits, lines)
-        return logits
+            scores = filter.apply(scores, lines)
+        return scores
 
     @torch.inference_mode()
     def draw(self, scores: Tensor, lines: Sequence[Line]) -> list[int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from llmctl.spec.sample import Sampling
 
 GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15, the odd integer nearest to 2^64 / golden ratio, as int64
-FEW = 4  # where at most every fourth token is left, only these get noise
+LONG = 2048  # scores of a row; shorter ones are looked at together
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -142,12 +142,12 @@ def _descending(x: Tensor) -> Tensor:
     """Each row's values, the largest first. NumPy sorts floats many times faster than torch does on a CPU."""
     if x.device.type != "cpu":
         return x.sort(dim=-1, descending=True).values
-    return torch.from_numpy(np.sort(x.numpy(), axis=-1)).flip(-1)
+    return torch.from_numpy(np.sort(x.detach().numpy(), axis=-1)).flip(-1)
 
 
 def _order(x: Tensor) -> Tensor:
     """(B, V) int64, the places of each row's values, the smallest first."""
-    return x.argsort(dim=-1) if x.device.type != "cpu" else torch.from_numpy(np.argsort(x.numpy(), axis=-1))
+    return x.argsort(dim=-1) if x.device.type != "cpu" else torch.from_numpy(np.argsort(x.detach().numpy(), axis=-1))
 
 
 def stream_key(seed: int, record: int, sample: int) -> int:
@@ -187,45 +187,78 @@ def likeliest(scores: Tensor) -> list[int]:
     if scores.device.type != "cpu":
         ids = scores.argmax(dim=-1)
         return torch.where(scores.gather(1, ids[:, None])[:, 0].isnan(), -1, ids).tolist()
-    rows = scores.numpy()  # ten times as fast as torch, which matters where a step takes some milliseconds
+    rows = scores.detach().numpy()  # ten times as fast as torch, which matters where a step takes some milliseconds
     best = rows.argmax(axis=1)
     return [-1 if math.isnan(row[token]) else token for row, token in zip(rows, best.tolist(), strict=True)]
 
 
 def drawn(scores: Tensor, keys: Tensor, steps: Tensor) -> Tensor:
     """A token of each row, drawn from softmax(scores); arguments and result as for `choose`."""
-    vocab = scores.shape[1]
-    most = int((scores != -torch.inf).sum(dim=-1).max())
-    tokens = scores.topk(most, dim=-1).indices if most <= vocab // FEW else None  # (B, m): noise for these will do
-    uniform = uniforms(keys, steps, vocab, tokens)
-    within = scores if tokens is None else scores.gather(1, tokens)
-    noisy = within.to(uniform.dtype) - torch.log(-torch.log(uniform))
-    places = noisy.argmax(dim=-1, keepdim=True)
-    ids = places if tokens is None else tokens.gather(1, places)
-    return torch.where(within.gather(1, places).isnan(), -1, ids)[:, 0]
+    if by_rows(scores):
+        return torch.tensor([_drawn(*row) for row in zip(scores.detach().numpy(), keys.tolist(), steps.tolist(), strict=True)])
+    uniform = uniforms(keys, steps, scores.shape[1])
+    ids = (scores.to(uniform.dtype) - torch.log(-torch.log(uniform))).argmax(dim=-1)
+    return torch.where(scores.gather(1, ids[:, None])[:, 0].isnan(), -1, ids)
 
 
-def uniforms(keys: Tensor, steps: Tensor, vocab: int, tokens: Tensor | None = None) -> Tensor:
+def by_rows(scores: Tensor) -> bool:
+    """Whether rows are better looked at one by one: on a CPU, long ones stay in its cache from one step to the next."""
+    return scores.device.type == "cpu" and scores.shape[1] > LONG
+
+
+def _drawn(scores: np.ndarray, key: int, step: int) -> int:
+    """As `drawn`, of one row, (V,) float32; only tokens that are left get noise."""
+    if math.isnan(scores.max()):
+        return -1
+    left = scores > -np.inf
+    tokens = None if left.all() else np.flatnonzero(left)
+    noise = np.log(row_uniforms(key, step, len(scores), tokens))
+    np.log(np.negative(noise, out=noise), out=noise)
+    place = ((scores if tokens is None else scores[tokens]) - noise).argmax()
+    return int(place if tokens is None else tokens[place])
+
+
+def uniforms(keys: Tensor, steps: Tensor, vocab: int) -> Tensor:
     """Numbers in (0, 1), one for each row and token: a counter-based generator without state.
 
     Args:
         keys: (B,) int64.
         steps: (B,) int64.
         vocab: V, how many tokens there are.
-        tokens: (B, m) int64, those of each row that are wanted; None: all.
 
     Returns:
-        (B, V) or (B, m) float64; float32 on devices that lack it.
+        (B, V) float64; float32 on devices that lack it.
 
     Source: SplitMix64: Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, figure 17;
     the (id + 1)-th output of the generator seeded by the mixed (key, step).
     """
     seeds = _mix(keys + (steps + 1) * GAMMA)
-    counters = torch.arange(vocab, device=keys.device)[None] if tokens is None else tokens
-    bits = _mix(seeds[:, None] + (counters + 1) * GAMMA)  # (B, V)
+    counters = torch.arange(1, vocab + 1, device=keys.device) * GAMMA
+    bits = _mix(seeds[:, None] + counters[None, :])  # (B, V)
     if keys.device.type == "mps":
         return (_shift(bits, 41).float() + 0.5) * 2.0**-23
     return (_shift(bits, 12).double() + 0.5) * 2.0**-52
+
+
+def row_uniforms(key: int, step: int, vocab: int, tokens: np.ndarray | None = None) -> np.ndarray:
+    """The numbers of one row, (V,) float64, or of some tokens; the same, but NumPy is three times as fast."""
+    seed = _mixed(np.array([(key + (step + 1) * GAMMA) % 2**64], dtype=np.uint64))
+    bits = np.arange(1, vocab + 1, dtype=np.uint64) if tokens is None else (tokens + 1).astype(np.uint64)
+    bits *= np.uint64(GAMMA % 2**64)
+    bits += seed
+    uniform = (_mixed(bits) >> np.uint64(12)).astype(np.float64)
+    uniform += 0.5
+    uniform *= 2.0**-52
+    return uniform
+
+
+def _mixed(z: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser on uint64, in place."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z ^= z >> np.uint64(shift)
+        z *= np.uint64(factor)
+    z ^= z >> np.uint64(31)
+    return z
 
 
 def _mix(z: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from llmctl.core.decode import sample
-from llmctl.core.decode.sample import choose, filtered, keep_top_p, penalise, stream_key, uniforms
+from llmctl.core.decode.sample import choose, filtered, keep_top_p, penalise, row_uniforms, stream_key, uniforms
 from llmctl.errors import UserError
 from llmctl.spec.sample import Sampling
 
@@ -79,6 +80,10 @@ def test_a_tiny_temperature_is_greedy_and_does_not_overflow():
 def test_a_row_of_nan_gives_no_token():
     logits = torch.tensor([[1.0, math.nan, 2.0], [1.0, 0.0, 2.0]])
     for sampling in (Sampling(), Sampling(temperature=1.0)):
+        ids = choose(
+            torch.cat([logits, torch.zeros(2, 3000)], dim=1), sampling, torch.tensor([1, 2]), torch.ones(2).long()
+        )
+        assert ids[0] == -1 and ids[1] >= 0
         ids = choose(logits, sampling, torch.tensor([1, 2]), torch.zeros(2).long()).tolist()
         assert ids[0] == -1
         assert ids[1] in (0, 1, 2)
@@ -126,6 +131,16 @@ def test_the_test_of_the_distribution_catches_injected_bugs(monkeypatch):
     assert p_value(counts(sampling, LOGITS), chances) < 1e-6
 
 
+def test_long_rows_are_drawn_from_one_by_one_with_the_same_noise(monkeypatch):
+    logits = torch.randn(40, 3000, generator=torch.Generator().manual_seed(1))
+    keys, steps = torch.arange(40) * 977, torch.arange(40)
+    for sampling in (Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=30)):
+        alone = choose(logits, sampling, keys, steps)
+        monkeypatch.setattr(sample, "LONG", 3000)
+        assert torch.equal(alone, choose(logits, sampling, keys, steps))
+        monkeypatch.undo()
+
+
 def test_steps_and_tokens_of_one_stream_are_independent():
     """Pairs of consecutive draws of one record fall on the 8 x 8 table as independence wants."""
     sampling = Sampling(temperature=1.0)
@@ -153,6 +168,9 @@ def test_noise_depends_on_key_step_and_token_alone():
     assert torch.equal(whole[1:2], uniforms(keys[1:2], steps[1:2], 100))
     assert torch.equal(whole[:, :40], uniforms(keys, steps, 40))
     assert whole.min() > 0 and whole.max() < 1
+    for row, key, step in zip(whole.numpy(), keys.tolist(), steps.tolist(), strict=True):
+        assert (row_uniforms(key, step, 100) == row).all()
+        assert (row_uniforms(key, step, 100, np.array([3, 99, 0])) == row[[3, 99, 0]]).all()
     assert len({stream_key(s, r, n) for s in range(5) for r in range(5) for n in range(5)}) == 125
 
 
