@@ -1,6 +1,5 @@
 """Rules: what a checkpoint says of the tokens that it writes: what they begin with, which are forced, which banned."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -102,53 +101,6 @@ class Rules:
         """These, but where the user has said otherwise."""
         said = {"ngram": sampling.no_repeat_ngram, "least": sampling.min_tokens}
         return replace(self, **{name: value for name, value in said.items() if value is not None})
-
-    @property
-    def remembers(self) -> bool:
-        """Whether they look at the tokens that were written before."""
-        return bool(self.never_after or self.ngram)
-
-    @torch.inference_mode()
-    def applied(
-        self, logits: Tensor, step: int, limits: Sequence[int], written: Sequence[Sequence[int]], eos: frozenset[int]
-    ) -> Tensor:
-        """Scores with those of banned tokens at -inf.
-
-        Args:
-            logits: (B, V) float32.
-            step: how many tokens each row has written.
-            limits: how many each row may write.
-            written: ids of each row so far, its prompt or `start` first; looked at only if `remembers`.
-            eos: ids that end a text.
-
-        Returns:
-            (B, V) float32.
-        """
-        first = self.first if step == 0 else None
-        banned = {*self.never, *(self.never_first if step == (self.first is not None) else ())}
-        banned |= eos if step < self.least else set()
-        if banned:
-            logits = logits.index_fill(1, torch.tensor(sorted(banned), device=logits.device), -torch.inf)
-        if self.remembers:
-            logits = logits.clone()
-            for row, ids in enumerate(written):
-                logits[row, self._completing(ids)] = -torch.inf
-        for row, limit in enumerate(limits):
-            forced = self.last if self.last and step + 1 == limit else () if first is None else (first,)
-            if forced:
-                kept = torch.full_like(logits[row], -torch.inf)
-                kept[list(forced)] = 0.0
-                logits = logits.index_copy(0, torch.tensor([row], device=logits.device), kept[None])
-        return logits
-
-    def _completing(self, ids: Sequence[int]) -> list[int]:
-        """The ids that would complete a banned run, or a run that was written before."""
-        found = [run[-1] for run in self.never_after if tuple(ids[len(ids) - len(run) + 1 :]) == run[:-1]]
-        size = self.ngram - 1
-        if self.ngram and len(ids) > size:
-            tail = tuple(ids[len(ids) - size :])
-            found += [ids[at + size] for at in range(len(ids) - size) if tuple(ids[at : at + size]) == tail]
-        return found
 
 
 def _ids(said: dict, key: str, config: ModelConfig) -> tuple[int, ...]:

@@ -195,7 +195,9 @@ def likeliest(scores: Tensor) -> list[int]:
 def drawn(scores: Tensor, keys: Tensor, steps: Tensor) -> Tensor:
     """A token of each row, drawn from softmax(scores); arguments and result as for `choose`."""
     if by_rows(scores):
-        return torch.tensor([_drawn(*row) for row in zip(scores.detach().numpy(), keys.tolist(), steps.tolist(), strict=True)])
+        return torch.tensor(
+            [_drawn(*row) for row in zip(scores.detach().numpy(), keys.tolist(), steps.tolist(), strict=True)]
+        )
     uniform = uniforms(keys, steps, scores.shape[1])
     ids = (scores.to(uniform.dtype) - torch.log(-torch.log(uniform))).argmax(dim=-1)
     return torch.where(scores.gather(1, ids[:, None])[:, 0].isnan(), -1, ids)
