@@ -62,10 +62,11 @@ class Sampling:
     ] = False
 
     def __post_init__(self) -> None:
-        sampled = self.top_k > 0 or self.n > 1 or self.best_of > 1
+        sampled, several = self.top_k > 0, self.n > 1 or self.best_of > 1
         sampled |= min(self.top_p, self.typical_p) < 1 or max(self.min_p, self.epsilon_cutoff, self.eta_cutoff) > 0
+        object.__setattr__(self, "_counted", self.temperature is None and several and not sampled)
         if self.temperature is None:
-            object.__setattr__(self, "temperature", 1.0 if sampled else 0.0)
+            object.__setattr__(self, "temperature", 1.0 if sampled or several else 0.0)
         infinite = float("inf")
         wrong = [
             f"--{name.replace('_', '-')} is {getattr(self, name)}, wanted {wanted}"
@@ -96,6 +97,11 @@ class Sampling:
     def greedy(self) -> bool:
         """True when no chance is involved."""
         return self.temperature == 0
+
+    @property
+    def counted(self) -> bool:
+        """True when chance is involved only because several completions are wanted, of which a search has its own."""
+        return self._counted
 
     @property
     def samples(self) -> int:

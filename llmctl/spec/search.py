@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from llmctl.errors import Exit, UserError
+from llmctl.spec.sample import Sampling
 
 EarlyStopping = Literal["false", "true", "never"]
 Strategy = Literal["tokens", "beams", "contrastive"]
@@ -108,6 +109,34 @@ class Search:
             other = "--beam-groups 2 or more" if made.diversity else "--diversity 0.5, else all groups find the same"
             raise UserError(f"{alone} means nothing alone.", f"Add {other}.", Exit.USAGE)
         return made
+
+    def settled(self, sampling: Sampling, said: dict[str, Any], plain: bool = False) -> tuple["Search", Sampling]:
+        """The search with a value in every field, and the choice of tokens that goes with it.
+
+        Several completions are the best texts that a search of beams finds, which takes no chance unless a
+        temperature or a filter is asked for: then the beams are drawn.
+
+        Args:
+            said: generation_config.json; or config.json, where older checkpoints say the same.
+            plain: something else is asked for that goes token by token: a search that only the checkpoint asks for is
+                not made.
+
+        Raises:
+            UserError: options that do not go together, and as for `filled`.
+        """
+        drawn = not sampling.greedy and not sampling.counted
+        search = self.filled(said, plain or drawn or sampling.best_of > 0)
+        if search.strategy == "tokens":
+            return search, sampling
+        what = "--contrastive" if search.contrastive else "--beams"
+        if sampling.best_of:
+            raise UserError(f"{what} gives the best that it finds; --best-of draws.", "Leave one out.", Exit.USAGE)
+        if drawn and search.contrastive:
+            raise UserError("--contrastive takes no chance.", "Leave out what asks for sampling.", Exit.USAGE)
+        if drawn and search.beam_groups > 1:
+            raise UserError("--beam-groups take no chance.", "Leave out what asks for sampling.", Exit.USAGE)
+        n = search.returned(sampling.n, said)
+        return search, replace(sampling, n=n, temperature=sampling.temperature if drawn else 0.0)
 
     def returned(self, n: int, said: dict[str, Any]) -> int:
         """How many texts of each prompt: `n`, or as many as the checkpoint says where n is 1.

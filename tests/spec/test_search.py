@@ -3,6 +3,7 @@
 import pytest
 
 from llmctl.errors import Exit, UserError
+from llmctl.spec.sample import Sampling
 from llmctl.spec.search import DEFAULTS, Search
 
 BART = {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "num_return_sequences": 2}
@@ -56,6 +57,33 @@ def test_more_texts_than_there_are_beams_are_refused():
         Search(beams=4).filled({}).returned(5, {})
     with pytest.raises(UserError, match="one text"):
         Search(contrastive=0.6).filled({}).returned(2, {})
+
+
+def test_several_texts_of_a_search_take_no_chance_unless_that_is_asked_for():
+    search, sampling = Search(beams=4).settled(Sampling(n=3), {})
+    assert (search.beams, sampling.n, sampling.greedy) == (4, 3, True)
+    assert Search().settled(Sampling(n=3), BART)[1].greedy
+    search, sampling = Search().settled(Sampling(), BART)
+    assert (search.beams, sampling.n, sampling.temperature) == (4, 2, 0)
+    assert Search(beams=4).settled(Sampling(n=2, temperature=0.7), {})[1].temperature == 0.7
+    assert Search(beams=4).settled(Sampling(top_k=3), {})[1].temperature == 1
+    for asked in (Sampling(temperature=0.7), Sampling(top_p=0.9, n=2), Sampling(best_of=3)):
+        assert Search().settled(asked, BART) == (Search().filled({}), asked)
+    assert not Search().settled(Sampling(n=3), {})[1].greedy
+
+
+@pytest.mark.parametrize(
+    ("search", "sampling"),
+    [
+        (Search(beams=4), Sampling(best_of=3)),
+        (Search(contrastive=0.6), Sampling(top_k=3)),
+        (Search(beams=4, beam_groups=2, diversity=0.5), Sampling(temperature=1.0)),
+    ],
+)
+def test_a_search_that_chance_means_nothing_to_refuses_it(search, sampling):
+    with pytest.raises(UserError, match=r"chance|draws") as error:
+        search.settled(sampling, {})
+    assert error.value.code == Exit.USAGE
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from llmctl.core.decode.choose import Picked
 from llmctl.core.decode.line import Line
 from llmctl.core.decode.text import TextStream
 from llmctl.spec.search import Search
@@ -22,6 +23,7 @@ class Hypothesis(NamedTuple):
         logprob: the sum of its tokens' log-probabilities as the model gives them.
         finish: what ended it.
         branch: of its last token in the tree; -1 without a tree.
+        picked: its tokens with their log-probabilities, where those were asked for.
     """
 
     ids: tuple[int, ...]
@@ -29,6 +31,7 @@ class Hypothesis(NamedTuple):
     logprob: float
     finish: Literal["stop", "length"]
     branch: int = -1
+    picked: tuple[Picked, ...] = ()
 
 
 class Branch(NamedTuple):
@@ -79,6 +82,8 @@ class Beam:
         logprob: the same as the model gives them.
         stream: its text so far, where a string may end it.
         branch: of its last token in the tree.
+        picked: its tokens with their log-probabilities, where those are asked for.
+        top: the likeliest tokens that may come next, with their log-probabilities; None: not asked for.
     """
 
     line: Line
@@ -87,12 +92,18 @@ class Beam:
     logprob: float = 0.0
     stream: TextStream | None = None
     branch: int = -1
+    picked: tuple[Picked, ...] = ()
+    top: tuple[tuple[int, float], ...] | None = None
 
     def grown(self, one: Candidate, stream: TextStream | None, branch: int) -> "Beam":
         """The beam of this text with one more token."""
         line = self.line.copy()
         line.push(one.id)
-        return Beam(line, self.place, one.score, self.logprob + one.logprob, stream, branch)
+        return Beam(line, self.place, one.score, self.logprob + one.logprob, stream, branch, self.told(one))
+
+    def told(self, one: Candidate) -> tuple[Picked, ...]:
+        """`picked` with one more token."""
+        return () if self.top is None else (*self.picked, Picked(one.id, one.logprob, self.top))
 
 
 @dataclass(eq=False)
@@ -145,11 +156,13 @@ class Group:
             elif rank < width:
                 ids, total = (*beam.line.written, one.id), beam.logprob + one.logprob
                 finish = "stop" if stopped else "length"
-                self.ended.append(Hypothesis(ids, one.score / length**power, total, finish, branch))
+                score = one.score / length**power
+                self.ended.append(Hypothesis(ids, score, total, finish, branch, beam.told(one)))
         if not candidates and not self.ended:  # nothing may follow
             for beam in self.beams:
                 score = beam.score / max(1, length - 1) ** power
-                self.ended.append(Hypothesis(tuple(beam.line.written), score, beam.logprob, "stop", beam.branch))
+                ids = tuple(beam.line.written)
+                self.ended.append(Hypothesis(ids, score, beam.logprob, "stop", beam.branch, beam.picked))
         going.sort(key=lambda kept: -kept[0].score)
         if tree is not None:
             for _, _, branch in going[width:]:

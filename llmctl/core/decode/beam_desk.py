@@ -138,6 +138,10 @@ def _candidates(chooser: Chooser, scores: Tensor, hunts: Sequence[Hunt], most: i
         scores = scores[torch.tensor(places, device=scores.device)]
     lines = [beam.line for beam in beams]
     known = scores.log_softmax(dim=-1)  # (B, V)
+    if chooser.sampling.logprobs is not None:
+        likely = known[:, : chooser.known].topk(min(chooser.sampling.logprobs, known.shape[1]), dim=-1)
+        for beam, *pair in zip(beams, likely.indices.tolist(), likely.values.tolist(), strict=True):
+            beam.top = tuple(zip(*pair, strict=True))
     sums = chooser.constrained(known, lines)
     if not chooser.sampling.greedy:
         left = chooser.scores(known, lines)  # may be moved as a whole, which is nothing to a row alone

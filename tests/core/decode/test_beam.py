@@ -175,6 +175,19 @@ def test_the_tree_holds_every_text_and_says_what_became_of_each_branch():
     assert all(isinstance(branch, Branch) and branch.parent < number for number, branch in enumerate(tree))
 
 
+def test_each_token_has_its_logprob_and_those_of_the_likeliest_beside_it():
+    model = make_model()
+    (one,) = found(model, Search(beams=3), logprobs=2)
+    for text in one.texts:
+        assert tuple(token.id for token in text.picked) == text.ids
+        assert sum(token.logprob for token in text.picked) == pytest.approx(text.logprob, abs=1e-4)
+        for step, token in enumerate(text.picked):
+            known = logprobs(model, [*PROMPT, *text.ids[:step]])
+            assert token.logprob == pytest.approx(known[token.id], abs=1e-4)
+            assert [id for id, _ in token.top] == sorted(range(300), key=lambda id: -known[id])[:2]
+    assert found(model, Search(beams=3))[0].texts[0].picked == ()
+
+
 def test_rules_that_leave_fewer_texts_than_beams_leave_fewer_beams():
     model = make_model(vocab=8)
     (one,) = found(model, Search(beams=5), tokens=2, rules=Rules(never=(0, 1, 2, 3, 4, 5)))
