@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from llmctl import __version__
 from llmctl.commands.attention import attention
+from llmctl.commands.chat import chat
 from llmctl.commands.classify import classify
 from llmctl.commands.completion import completion
 from llmctl.commands.corpus import corpus
@@ -60,6 +61,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "quantize": quantize,
     "prompt": prompt,
     "generate": generate,
+    "chat": chat,
     "serve": serve,
     "fill-mask": fill_mask,
     "embed": embed,

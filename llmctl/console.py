@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import rich.table
 
 EVERY = 30.0  # seconds between two plain lines of progress
+# Control characters but newline and tab, as pictures: a text that is not ours must not steer the terminal.
+PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {0x7F: 0x2421}
+PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 class Console:
@@ -230,6 +233,11 @@ class Rate:
             self.first = now, done
         since, before = self.first if done > self.first[1] else (self.opened, 0)
         return (done - before) / max(1e-9, now - since)
+
+
+def harmless(text: str) -> str:
+    """A text for a terminal, with its control characters as pictures."""
+    return text.translate(PICTURES)
 
 
 def clock(seconds: float) -> str:

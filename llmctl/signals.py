@@ -6,15 +6,20 @@ from types import FrameType
 
 
 class Stop:
-    """While open, the first SIGINT or SIGTERM only sets `asked`; a second one interrupts at once."""
+    """While open, the first SIGINT or SIGTERM only sets `asked`; a second one interrupts at once.
 
-    def __init__(self) -> None:
+    Args:
+        numbers: the signals that are heard.
+    """
+
+    def __init__(self, numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)) -> None:
         self.asked = False
+        self.numbers = numbers
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in self.numbers:
                 self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -31,6 +31,7 @@ MISSING = {
     "export": ["missing", "-o", "out.gguf"],
     "prompt": ["missing.jsonl"],
     "generate": ["missing", "-p", "a"],
+    "chat": ["missing"],
     "serve": ["missing"],
     "fill-mask": ["missing", "-p", "a"],
     "embed": ["missing", "-p", "a"],

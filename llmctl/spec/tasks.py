@@ -5,7 +5,7 @@ from typing import Literal
 from llmctl.errors import Exit, UserError
 from llmctl.spec.model import Kind, ModelConfig
 
-Task = Literal["generate", "eval-ppl", "fill-mask", "embed", "classify"]
+Task = Literal["generate", "chat", "eval-ppl", "fill-mask", "embed", "classify"]
 
 # What each kind of model is asked, by the commands that suit it.
 _HINTS: dict[Kind, str] = {
@@ -15,6 +15,7 @@ _HINTS: dict[Kind, str] = {
 }
 _KINDS: dict[Task, tuple[Kind, ...]] = {
     "generate": ("decoder", "encoder-decoder"),
+    "chat": ("decoder",),
     "eval-ppl": ("decoder",),
     "fill-mask": ("encoder",),
     "embed": ("decoder", "encoder", "encoder-decoder"),
@@ -22,6 +23,8 @@ _KINDS: dict[Task, tuple[Kind, ...]] = {
 }
 _WHY: dict[tuple[Task, Kind], str] = {
     ("generate", "encoder"): "which reads whole texts and does not write any",
+    ("chat", "encoder"): "which reads whole texts and does not write any",
+    ("chat", "encoder-decoder"): "which answers a text and not a conversation",
     ("eval-ppl", "encoder"): "which sees the tokens that it would have to foretell",
     ("eval-ppl", "encoder-decoder"): "which scores an answer to a text, not a text",
     ("fill-mask", "decoder"): "which knows no mask",
@@ -47,7 +50,7 @@ def suited(task: Task, config: ModelConfig, name: object) -> None:
             hint,
             Exit.MISMATCH,
         )
-    if task in ("generate", "eval-ppl", "fill-mask") and not config.lm_head:
+    if task in ("generate", "chat", "eval-ppl", "fill-mask") and not config.lm_head:
         raise UserError(f"{name} has no head that scores tokens; {has(config)}.", _other(config), Exit.MISMATCH)
     if task == "classify" and config.classifier == "none":
         raise UserError(f"{name} has no head that scores labels; {has(config)}.", _other(config), Exit.MISMATCH)
