@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from llmctl.console import Console
     from llmctl.core.decode.beam import Branch
     from llmctl.core.decode.choose import Picked
-    from llmctl.core.decode.explain import Explained, Texts
+    from llmctl.core.decode.explain import Explained
+    from llmctl.core.text.texts import Texts
 
 TAIL = 24  # characters of a text that are shown before a token
 

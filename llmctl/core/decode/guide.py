@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from llmctl.core.text.texts import Texts
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.guide import Form
@@ -77,8 +78,7 @@ class Grammar:
         warnings: what llguidance has to say of a grammar that it follows.
 
     Raises:
-        UserError: the extra is missing, the text is not sound, or the tokenizer is of a kind that llguidance does not
-            know.
+        UserError: the extra is missing, or the text is not sound.
     """
 
     def __init__(self, tokenizer: Tokenizer, eos: frozenset[int], form: Form, text: str, flag: str = ""):
@@ -88,11 +88,11 @@ class Grammar:
         except ImportError as error:
             raise UserError(f"{flag} needs llguidance, which is not here.", "pip install 'llmctl[guide]'") from error
         self._eos = frozenset(token for token in eos if token < tokenizer.size)
+        ends = sorted(self._eos) or None
         try:
-            backend = llguidance.LLTokenizer(tokenizer.backend.to_str(), eos_token=sorted(self._eos) or None)
-        except ValueError as error:
-            hint = f"Leave {flag} out."
-            raise UserError(f"llguidance cannot use this tokenizer: {_line(error)}.", hint, Exit.MISMATCH) from error
+            backend = llguidance.LLTokenizer(tokenizer.backend.to_str(), eos_token=ends)
+        except ValueError:  # of a kind that it does not know by itself: T5's, BERT's
+            backend = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Spelled(tokenizer, ends)), eos_token=ends)
         self._hidden = frozenset(backend.eos_tokens)
         try:
             grammar = FORMS[form](llguidance.LLMatcher, text)
@@ -107,6 +107,20 @@ class Grammar:
     def guide(self) -> Guide:
         """That of a new text."""
         return Guide(self._first.deep_copy(), self._eos, self._hidden)
+
+
+class _Spelled:
+    """A tokenizer as llguidance takes those that it cannot read: what each token adds to a text."""
+
+    def __init__(self, tokenizer: Tokenizer, ends: list[int] | None):
+        texts = Texts(tokenizer)
+        self.special_token_ids = sorted(tokenizer.special_ids)
+        self.tokens = [texts(id).encode("utf-8", "replace") for id in range(tokenizer.size)]
+        self.eos_token_id, self.bos_token_id = (ends or [tokenizer.size - 1])[0], None
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return self._tokenizer.encode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
 
 
 def _schema(matcher: Any, text: str) -> str:

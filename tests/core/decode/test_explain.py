@@ -10,9 +10,9 @@ from rich.console import Console as Rich
 from llmctl.console import Console
 from llmctl.core.decode.beam import Branch
 from llmctl.core.decode.choose import Chooser
-from llmctl.core.decode.explain import Texts
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.sample import keep_top_k, keep_top_p
+from llmctl.core.text.texts import Texts
 from llmctl.explained import branch_tables, branches, logprobs, step_tables, steps
 from llmctl.flags import Shown
 from llmctl.spec.sample import Sampling

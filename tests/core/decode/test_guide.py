@@ -4,7 +4,9 @@ import json
 import re
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, pre_tokenizers
 
 from llmctl.core.decode.choose import Chooser
 from llmctl.core.decode.guide import Grammar
@@ -75,6 +77,21 @@ def test_a_text_follows_a_grammar(byte_bpe):
     chooser = choice(byte_bpe, "grammar", 'start: "(" start ")" | "x"\n', Sampling(temperature=1.0))
     text, _ = written(chooser, byte_bpe, 1)
     assert text.count("(") == text.count(")") and text.strip("()") == "x"
+
+
+def test_a_tokenizer_of_words_with_a_mark_is_followed_by_what_its_tokens_add_to_a_text():
+    """T5's: llguidance does not read its file by itself."""
+    words = ["<pad>", "</s>", "<unk>", "▁", "▁a", "a", "b", "▁b", "▁", "-"]
+    backend = tokenizers.Tokenizer(models.Unigram([(word, -1.0) for word in dict.fromkeys(words)], unk_id=2))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    backend.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    tokenizer = Tokenizer(backend, {"eos_token": "</s>"})
+    guide = Grammar(tokenizer, frozenset([1]), "regex", " a b|b").guide()
+    allowed = [tokenizer.token(int(id)) for id in guide.allowed(tokenizer.size).nonzero()[0]]
+    assert sorted(allowed) == sorted(["▁", "▁a", "b"])
+    for token in ("▁a", "▁b"):
+        guide.push(tokenizer.id(token))
+    assert guide.done and guide.allowed(tokenizer.size).nonzero()[0].tolist() == [1]
 
 
 def test_a_copy_goes_its_own_way_and_a_cut_goes_back(byte_bpe):
