@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+import anyio
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -128,11 +129,11 @@ class Server:
         yield b"".join(map(_event, replies.opening())) or b": begun\n\n"
         left = len(job.parts)
         while left:
-            try:
-                news = await asyncio.wait_for(inbox.get(), ALIVE)
-            except asyncio.TimeoutError:
+            news: list[Told] = []
+            with anyio.move_on_after(ALIVE):
+                news += await inbox.get()
+            if not news:
                 yield b": alive\n\n"
-                continue
             while not inbox.empty():
                 news += inbox.get_nowait()
             lines = []

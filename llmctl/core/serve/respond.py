@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
+import anyio
 import orjson
 from starlette.responses import Response
 
@@ -52,12 +53,13 @@ class Events(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             await until_gone(self._send(send), receive)
-        except (Gone, asyncio.TimeoutError):
+        except (Gone, TimeoutError):
             self.gone()
 
     async def _send(self, send: Send) -> None:
         async for part in self.parts:
-            await asyncio.wait_for(send({"type": "http.response.body", "body": part, "more_body": True}), self.stall)
+            with anyio.fail_after(self.stall):  # asyncio.wait_for may lose a cancellation before Python 3.12
+                await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -100,8 +102,9 @@ async def body_of(receive: Receive, length: str | None, most: int, stall: float)
     parts, size = [], 0
     while True:
         try:
-            message = await asyncio.wait_for(receive(), stall)
-        except asyncio.TimeoutError:
+            with anyio.fail_after(stall):
+                message = await receive()
+        except TimeoutError:
             raise Refusal(f"Nothing came for {stall:g} seconds.", 408) from None
         if message["type"] == "http.disconnect":
             raise Gone
