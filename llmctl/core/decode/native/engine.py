@@ -45,6 +45,11 @@ def engine_of(model: Transformer) -> "Engine":
         return made
 
 
+def made(model: Transformer) -> bool:
+    """Whether `engine_of` has packed a model, so that it is best read by the native step."""
+    return model in _ENGINES
+
+
 def unfit(model: Transformer) -> str | None:
     """Why the native step does not compute what this model does, as the end of a sentence, or None."""
     config = model.config
@@ -100,7 +105,7 @@ def _form(linear: nn.Module) -> tuple:
     if packed is not None:
         return packed.form
     grid = getattr(linear, "grid", None)
-    return (linear.weight.dtype,) if grid is None else (grid.bits <= 4, linear.codes().scale.shape[1])
+    return (linear.weight.dtype,) if grid is None else (grid.bits <= 4, linear.weight_scale.shape[1])
 
 
 def _matrices(model: Transformer) -> list[nn.Module]:
@@ -213,7 +218,7 @@ class Engine:
             tokens=count, ids=given[0].data_ptr(), rows=given[1].data_ptr(), places=given[2].data_ptr(),
             tables=request.tables.data_ptr(), table_stride=request.tables.shape[1], blocks=request.blocks.data_ptr(),
             asked=len(request.asked), which=asked.data_ptr(), logits=logits.data_ptr(),
-            parts=2 if count <= EXACT else 1, threads=torch.get_num_threads(),
+            parts=2 if count <= EXACT or self.kv_dtype == torch.float32 else 1, threads=torch.get_num_threads(),
             layers=self.layers, order=self.numbers.data_ptr(),
         )  # fmt: skip
         for kind, table in enumerate(tables):

@@ -101,7 +101,7 @@ def packed_codes(library: ctypes.CDLL, codes: Codes, bits: int) -> Packed:
     """A matrix (O, I) of whole numbers."""
     kind = INT4 if bits <= 4 else INT8
     inputs, groups = codes.codes.shape[1], codes.scale.shape[1]
-    held = (_padded(codes.codes).to(torch.int16) + _LIFTS[kind]).to(torch.uint8)
+    held = (_padded(codes.codes) + _LIFTS[kind]).view(torch.uint8) if kind == INT4 else _lifted(_padded(codes.codes))
     group = held.shape[1] if groups == 1 else inputs // groups
     if kind == INT4:
         eight = held.view(len(held), -1, 2, 4)
@@ -111,6 +111,11 @@ def packed_codes(library: ctypes.CDLL, codes: Codes, bits: int) -> Packed:
     scale = _panels(library, codes.scale.contiguous())
     zeros = None if zero is None else _panels(library, zero)
     return Packed(library, kind, len(held), inputs, group, _panels(library, words), scale, zeros)
+
+
+def _lifted(codes: Tensor) -> Tensor:
+    """int8 and 128, as uint8."""
+    return codes.view(torch.uint8) ^ 128
 
 
 def _padded(matrix: Tensor) -> Tensor:
@@ -197,17 +202,17 @@ def why_not(linear: nn.Module) -> str | None:
     if isinstance(linear, (PackedLinear, PackedCodes)):
         return None
     if isinstance(linear, CodedLinear):
-        return _why_no_grid(linear.grid, linear.codes())
+        return _why_no_grid(linear.grid, linear.weight_scale, linear.in_features)
     if type(linear) is not Linear or linear.weight is None:
         return f"a matrix is held in another way ({type(linear).__name__})"
     return None if linear.weight.dtype in KINDS else f"its weights are {linear.weight.dtype}"
 
 
-def _why_no_grid(grid: Grid, codes: Codes) -> str | None:
+def _why_no_grid(grid: Grid, scale: Tensor, inputs: int) -> str | None:
     if grid.kind != "int" or grid.dynamic:
         return f"its weights are {grid.kind}" + (", and its activations in 8 bits too" if grid.dynamic else "")
-    groups, inputs = codes.scale.shape[1], codes.codes.shape[1]
-    if codes.scale.dtype not in KINDS or (groups > 1 and inputs // groups % ALIGNED):
+    groups = scale.shape[1]
+    if scale.dtype not in KINDS or (groups > 1 and inputs // groups % ALIGNED):
         return f"{inputs // groups} weights share a scale"
     return None
 

@@ -29,9 +29,9 @@ static inline int64_t bytes_of(int64_t kind, int64_t columns) {  // of a panel
 
 // How the tokens are given that a kind of matrix multiplies.
 enum Form { FLOATS, PAIRS, BYTES };
-static inline Form form_of(int64_t kind) {
+static inline Form form_of(int64_t kind, int64_t parts = 2) {
     if (!FAST || kind == F32 || kind == F16) return FLOATS;
-    return kind == BF16 ? PAIRS : BYTES;
+    return kind == BF16 || parts == 1 ? PAIRS : BYTES;  // many tokens meet whole numbers as bf16
 }
 
 // Tokens as a product takes them. A token is one or two rows of numbers (parts): as bf16 what is nearest and what that
@@ -55,6 +55,7 @@ static void by_pairs(const char* panel, int64_t columns, const Tokens& x, int64_
     const char* rows = x.rows + first * x.stride;
     for (int64_t i = 0; i < columns / 2; i++, panel += 128) {
         __m512bh low = (__m512bh)_mm512_loadu_si512(panel), high = (__m512bh)_mm512_loadu_si512(panel + 64);
+#pragma GCC unroll 12
         for (int m = 0; m < M; m++) {
             __m512bh pair = (__m512bh)_mm512_set1_epi32(*(const int32_t*)(rows + m * x.stride + 4 * i));
             a[m] = _mm512_dpbf16_ps(a[m], low, pair);
@@ -73,9 +74,39 @@ static inline V sixteen(const char* scale, int64_t kind, int64_t place) {
 }
 
 static inline __m512i less(const uint8_t* zero, int32_t usual, int32_t sum) {  // - zero * sum
-    __m512i factor = _mm512_set1_epi32(-sum);
-    if (!zero) return _mm512_mullo_epi32(factor, _mm512_set1_epi32(usual));
-    return _mm512_mullo_epi32(factor, _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)zero)));
+    if (!zero) return _mm512_set1_epi32(-sum * usual);
+    return _mm512_mullo_epi32(_mm512_set1_epi32(-sum), _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)zero)));
+}
+
+// A panel of whole numbers as one of bf16, for many tokens: bytes exactly and without their scales, four bits with them.
+static void brained(const Matrix& w, int64_t at, char* to) {
+    const int64_t groups = w.columns / w.group, step = w.kind == INT4 ? 8 : 4;
+    const char* panel = w.codes + at * bytes_of(w.kind, w.columns);
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t place = (at * groups + g) * PANEL;
+        for (int side = 0; side < 2; side++) {
+            const int64_t lane = place + side * LANES;
+            const __m512i zero = w.zero ? _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(w.zero + lane)))
+                                        : _mm512_set1_epi32(w.kind == INT4 ? 8 : 128);
+            const bool scaled = w.kind == INT4 || groups > 1;
+            const __m512 scale = scaled ? (__m512)sixteen(w.scale, w.scale_kind, lane) : _mm512_set1_ps(1);
+            for (int64_t i = g * w.group; i < (g + 1) * w.group; i += step) {
+                const __m512i word = _mm512_loadu_si512(panel + i / step * 128 + side * 64);
+                auto number = [&](int64_t j) {
+                    const int64_t shift = w.kind == INT8 ? 8 * j : 8 * (j % 4) + 4 * (j / 4);
+                    const __m512i mask = _mm512_set1_epi32(w.kind == INT8 ? 255 : 15);
+                    const __m512i code = _mm512_and_si512(_mm512_srli_epi32(word, shift), mask);
+                    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(code, zero)), scale);
+                };
+                for (int64_t j = 0; j < step; j += 2) {
+                    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(number(j)));
+                    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(number(j + 1)));
+                    const __m512i both = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+                    _mm512_storeu_si512(to + (i + j) / 2 * 128 + side * 64, both);
+                }
+            }
+        }
+    }
 }
 
 // Tokens of two parts each: M is even, and M / 2 rows come out.
@@ -103,6 +134,7 @@ static void by_bytes(const Matrix& w, int64_t at, const Tokens& x, int64_t first
                 low = _mm512_and_si512(low, nibble);
                 high = _mm512_and_si512(high, nibble);
             }
+#pragma GCC unroll 12
             for (int m = 0; m < M; m++) {
                 __m512i four = _mm512_set1_epi32(*(const int32_t*)(rows + m * x.stride + i));
                 a[m] = _mm512_dpbusd_epi32(a[m], low, four);

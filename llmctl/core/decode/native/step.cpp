@@ -71,6 +71,45 @@ struct Run {  // tokens that follow each other in a row
 
 int64_t rounded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+constexpr int64_t CACHED = 384 << 10;  // bytes of a matrix that stay in a core's cache while tokens pass
+
+// A matrix that tokens are multiplied with: as it is, or where many tokens meet whole numbers, panels made of it.
+struct Factor {
+    const Matrix& source;
+    Matrix read;
+    bool made;
+    int64_t begin = 0;
+
+    Factor(const Matrix& w, const Tokens& tokens) : source(w), read(w) {
+        made = form_of(w.kind) == BYTES && tokens.parts == 1;
+        if (made) read.kind = BF16;
+    }
+
+    void make(int64_t low, int64_t high, char* to) {
+        if (!made) return;
+        begin = low, read.codes = to;
+#if FAST
+        for (int64_t at = low; at < high; at++) brained(source, at, to + (at - low) * bytes_of(BF16, read.columns));
+#else
+        (void)high;
+#endif
+    }
+
+    void product(int64_t at, const Tokens& tokens, int64_t t, int64_t some, float (*out)[PANEL]) const {
+        tile(read, at - begin, tokens, t, some, out);
+        const int64_t rows = source.rows - at * PANEL < PANEL ? source.rows - at * PANEL : PANEL;
+#if FAST
+        if (made && source.kind == INT8 && source.group == source.columns)
+            for (int64_t i = 0; i < some; i++)
+                for (int64_t j = 0; j < PANEL; j += LANES)
+                    store(out[i] + j, load(out[i] + j) * sixteen(source.scale, source.scale_kind, at * PANEL + j));
+#endif
+        if (source.bias)
+            for (int64_t i = 0; i < some; i++)
+                for (int64_t j = 0; j < rows; j++) out[i][j] += source.bias[at * PANEL + j];
+    }
+};
+
 struct Share {  // what a thread takes of `count` things
     int64_t begin, end;
     Share(int64_t count, int64_t thread, int64_t threads)
@@ -134,6 +173,8 @@ class Work {
         query_stride = stride_of(FLOATS, dim), chance_stride = stride_of(FLOATS, PANEL);
         item_bytes = rounded(rows_of_item * (2 * query_stride + 2 * chance_stride + dim * 4 + 8), 64);
         const int64_t at_items = take(p.threads * item_bytes);
+        panels_bytes = p.parts == 1 ? rounded(CACHED + 2 * bytes_of(BF16, widest), 64) : 0;
+        const int64_t at_panels = take(p.threads * panels_bytes);
         if (need > space.size) {
             free(space.memory);
             space.memory = nullptr, space.size = 0;
@@ -145,6 +186,7 @@ class Work {
         x = (float*)(base + at_x), y = (float*)(base + at_y), q = (float*)(base + at_q), a = (float*)(base + at_a);
         h = (float*)(base + at_h), prepared = base + at_tokens, units = (float*)(base + at_units);
         sums = (int32_t*)(base + at_sums), lines = base + at_lines, items_memory = base + at_items;
+        panels_memory = base + at_panels;
     }
 
     void operator()(int64_t thread, int64_t threads) {
@@ -170,11 +212,11 @@ class Work {
     const Pass& p;
     const int64_t n;
     int64_t most, q_width, widest, token, group_sums, one_line, tokens_of_tile, heads_of_item, rows_of_item, dim;
-    int64_t query_stride, chance_stride, item_bytes;
+    int64_t query_stride, chance_stride, item_bytes, panels_bytes;
     bool lone;  // each thread prepares the tokens for itself: cheaper than to wait for the others
     std::vector<Run> runs, tiles;
     float *x, *y, *q, *a, *h, *units;
-    char *prepared, *lines, *items_memory;
+    char *prepared, *lines, *items_memory, *panels_memory;
     int32_t* sums;
 
     static int64_t largest_of(int64_t a, int64_t b, int64_t c) { return a > b ? (a > c ? a : c) : (b > c ? b : c); }
@@ -263,7 +305,7 @@ class Work {
     // Tokens as the matrix takes them; where every thread makes its own, without a barrier.
     Tokens prepare(const Matrix& w, const float* from, int64_t count, int64_t size, const Norm& norm, double scale,
                    int64_t thread, int64_t threads) {
-        const Form form = form_of(w.kind);
+        const Form form = form_of(w.kind, p.parts);
         const int64_t parts = form == FLOATS ? 1 : form == BYTES ? 2 : p.parts;
         const int64_t stride = stride_of(form, w.columns), groups = form == BYTES ? w.columns / w.group : 1;
         const bool own = lone && count < 3;
@@ -301,7 +343,7 @@ class Work {
                 const int64_t here = panels(*targets[done].matrix);
                 const int64_t low = mine.begin > start ? mine.begin - start : 0;
                 const int64_t high = mine.end - start < here ? mine.end - start : here;
-                if (low < high) multiply(targets[done], tokens, count, low, high, active);
+                if (low < high) multiply(targets[done], tokens, count, low, high, active, thread);
                 start += here;
             }
         }
@@ -309,41 +351,32 @@ class Work {
     }
 
     // Some panels of a matrix: as many as stay in a core's cache meet all tokens before the next are read.
-    void multiply(const Target& target, const Tokens& tokens, int64_t count, int64_t low, int64_t high, bool active) {
-        const Matrix& w = *target.matrix;
-        const int64_t step = MOST / tokens.parts, bytes = bytes_of(w.kind, w.columns) * (target.gate ? 2 : 1);
-        int64_t held = (384 << 10) / bytes;
-        held = held < 1 ? 1 : held;
+    void multiply(const Target& target, const Tokens& tokens, int64_t count, int64_t low, int64_t high, bool active,
+                  int64_t thread) {
+        Factor first(*target.matrix, tokens), second(target.gate ? *target.gate : *target.matrix, tokens);
+        const int64_t step = MOST / tokens.parts, bytes = bytes_of(first.read.kind, first.read.columns);
+        const int64_t fit = CACHED / (bytes * (target.gate ? 2 : 1)), held = fit < 1 ? 1 : fit;
+        char* made = panels_memory + thread * panels_bytes;
         for (int64_t begin = low; begin < high; begin += held) {
             const int64_t end = begin + held < high ? begin + held : high;
+            first.make(begin, end, made);
+            if (target.gate) second.make(begin, end, made + held * bytes);
             for (int64_t t = 0; t < count; t += step) {
                 const int64_t some = count - t < step ? count - t : step;
                 for (int64_t at = begin; at < end; at++) {
                     alignas(64) float out[MOST][PANEL], gates[MOST][PANEL];
-                    tile(w, at, tokens, t, some, out);
-                    biased(w, at, some, out);
-                    if (target.gate) {
-                        tile(*target.gate, at, tokens, t, some, gates);
-                        biased(*target.gate, at, some, gates);
-                    }
-                    if (target.gate || active)
-                        for (int64_t i = 0; i < some; i++)
-                            for (int64_t j = 0; j < PANEL; j += LANES) {
-                                const V z = load(out[i] + j);
-                                store(out[i] + j, target.gate ? activated(load(gates[i] + j), m.activation) * z
-                                                              : activated(z, m.activation));
-                            }
+                    first.product(at, tokens, t, some, out);
+                    if (target.gate) second.product(at, tokens, t, some, gates);
+                    for (int64_t i = 0; i < some && (target.gate || active); i++)
+                        for (int64_t j = 0; j < PANEL; j += LANES) {
+                            const V z = load(out[i] + j);
+                            store(out[i] + j, target.gate ? activated(load(gates[i] + j), m.activation) * z
+                                                          : activated(z, m.activation));
+                        }
                     write(target, at, t, some, out);
                 }
             }
         }
-    }
-
-    static void biased(const Matrix& w, int64_t at, int64_t some, float (*out)[PANEL]) {
-        if (!w.bias) return;
-        const int64_t rows = w.rows - at * PANEL < PANEL ? w.rows - at * PANEL : PANEL;
-        for (int64_t i = 0; i < some; i++)
-            for (int64_t j = 0; j < rows; j++) out[i][j] += w.bias[at * PANEL + j];
     }
 
     void write(const Target& target, int64_t at, int64_t t, int64_t some, const float (*out)[PANEL]) {
