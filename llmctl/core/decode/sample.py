@@ -45,7 +45,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """The fewest likeliest tokens whose probabilities add up to p or more; always at least one.
 
-    Of tokens that are equally likely at the border, those of the highest ids are kept.
+    Of tokens that are equally likely at the border, the first are kept, as many as are needed.
 
     Source: Holtzman et al., "The Curious Case of Neural Text Degeneration", arXiv:1904.09751, section 3.1.
     """
@@ -58,7 +58,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     spare = chances.shape[1] - count - dropped.sum(dim=-1, keepdim=True)  # of those that tie, too many
     if bool((spare > 0).any()):
         tied = chances == border
-        dropped |= tied & (tied.cumsum(dim=-1) <= spare)
+        dropped |= tied & (tied.cumsum(dim=-1) > tied.sum(dim=-1, keepdim=True) - spare)
     return logits.masked_fill(dropped, -torch.inf)
 
 

@@ -71,6 +71,18 @@ def test_top_k_keeps_what_ties_with_the_last_one():
     assert sample.keep_top_k(logits, 2).isfinite().tolist() == [[True, True, True, False]]
 
 
+@pytest.mark.parametrize("vocab", [64, 5000])
+def test_of_tokens_that_tie_at_the_border_as_many_are_kept_as_transformers_keeps_and_the_first(vocab):
+    logits = torch.randn(3, vocab, generator=torch.Generator().manual_seed(3)).mul(2).round() / 2  # as bf16 often has
+    for p in (0.1, 0.5, 0.9, 0.99):
+        ours = keep_top_p(logits, p)
+        wanted = transformers.TopPLogitsWarper(p)(None, logits)  # which of those that tie, its sort leaves to chance
+        assert torch.equal(ours.sort(dim=-1).values, wanted.sort(dim=-1).values)
+        for row, kept in zip(logits, ours > -torch.inf, strict=True):
+            tied = kept[row == row[kept].min()]
+            assert bool((tied[:-1] >= tied[1:]).all())
+
+
 def test_a_tiny_temperature_is_greedy_and_does_not_overflow():
     logits = torch.tensor([[1.0, 3.0, 2.0], [9.0, 0.0, -4.0]])
     keys = torch.tensor([1, 2])
