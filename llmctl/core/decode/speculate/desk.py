@@ -8,7 +8,8 @@ from llmctl.core.decode.batch import Desk, Event, Finish, Wish
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.speculate.draft import Draft, Guess
 from llmctl.core.decode.speculate.pace import SPARE, Pace
-from llmctl.core.decode.speculate.source import Source, places, unturned
+from llmctl.core.decode.speculate.reach import places, unturned
+from llmctl.core.decode.speculate.source import Source
 from llmctl.core.decode.speculate.tally import Tally
 from llmctl.core.decode.speculate.verify import verified
 from llmctl.core.model.transformer import Transformer

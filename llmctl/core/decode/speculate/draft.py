@@ -11,6 +11,7 @@ from llmctl.core.decode.choose import Chooser
 from llmctl.core.decode.line import Line
 from llmctl.core.decode.rows import Rows
 from llmctl.core.decode.speculate.lookup import Index
+from llmctl.core.decode.speculate.reach import reach
 from llmctl.core.model.transformer import Transformer
 
 
@@ -176,11 +177,10 @@ class SkipDrafter:
     Args:
         rows: of the model; each holds all of its text but the last token.
         view: the model without those layers.
-        end: places that a text may take; None: any number.
     """
 
-    def __init__(self, rows: Rows, view: Transformer, end: int | None = None):
-        self.rows, self.view, self.end = rows, view, end
+    def __init__(self, rows: Rows, view: Transformer):
+        self.rows, self.view = rows, view
 
     def add(self, prompts: Sequence[Sequence[int]]) -> None:
         """Nothing: the model reads them."""
@@ -190,12 +190,10 @@ class SkipDrafter:
 
     def guess(self, drafts: Sequence[Draft]) -> list[Guess]:
         """As in Drafter."""
-        most = max(draft.count for draft in drafts)
-        if self.end is not None:
-            most = min(most, self.end + 1 - max(len(draft.text) for draft in drafts))
+        lengths, model = [len(text) for text in self.rows.texts], self.rows.model
+        most = min(max(draft.count for draft in drafts), reach(model.config, self.rows.virtual, lengths))
         if most <= 0:
             return [Guess([], []) for _ in drafts]
-        lengths, model = [len(text) for text in self.rows.texts], self.rows.model
         self.rows.model = self.view
         try:
             logits = self.rows.step([draft.text[-1] for draft in drafts])

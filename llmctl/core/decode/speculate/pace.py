@@ -20,8 +20,8 @@ class Pace:
         spare: of one more token in a pass of the model, in the same unit.
 
     Source: the expected number of tokens of a pass, and what it costs, of Leviathan, Kalman & Matias, "Fast Inference
-    from Transformers via Speculative Decoding", arXiv:2211.17192, equation 1 and theorem 3.8; that checking a token costs
-    something, and the share of right guesses from the last passes, are ours.
+    from Transformers via Speculative Decoding", arXiv:2211.17192, equation 1 and theorem 3.8; that checking a
+    token costs something, and the share of right guesses from the last passes, are ours.
     """
 
     def __init__(self, tokens: int, cost: float, spare: float):

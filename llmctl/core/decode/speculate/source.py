@@ -10,6 +10,7 @@ import torch
 from llmctl.core.checkpoint.directory import Checkpoint
 from llmctl.core.decode.rows import Rows, rows_of
 from llmctl.core.decode.speculate.draft import Drafter, LookupDrafter, ModelDrafter, SkipDrafter
+from llmctl.core.decode.speculate.reach import places
 from llmctl.core.decode.speculate.skip import least_layers, without_layers
 from llmctl.core.model.transformer import Transformer
 from llmctl.core.text.tokenizer import Tokenizer
@@ -76,9 +77,8 @@ def source_of(
     if drafting.automatic:
         skipped = chosen_layers(model, sample)
     view = without_layers(model, skipped)
-    last = places(config, model.virtual_tokens("decoder"))
     left = replace(config, layers=config.layers - len(skipped), window_layers=None, rope_skip=())
-    return Source(lambda rows: SkipDrafter(rows, view, last), weight(left) / weight(config), **how)
+    return Source(lambda rows: SkipDrafter(rows, view), weight(left) / weight(config), **how)
 
 
 def open_draft(
@@ -104,6 +104,12 @@ def open_draft(
         raise UserError(
             f"--draft-model {path} begins a text with token {checkpoint.config.opens}, the model with {config.opens}.",
             "Name a model that was made with it.",
+            Exit.MISMATCH,
+        )
+    if checkpoint.config.vocab < tokenizer.size:
+        raise UserError(
+            f"--draft-model {path} has {checkpoint.config.vocab} tokens, the model's tokenizer {tokenizer.size}.",
+            "Name a model that was made with the same tokenizer, or use --lookup, which needs none.",
             Exit.MISMATCH,
         )
     if said := other_tokens(checkpoint.tokenizer(), tokenizer):
@@ -136,24 +142,6 @@ def check_going_back(config: ModelConfig) -> None:
             "Leave --draft-model, --lookup and --skip-layers out.",
             Exit.MISMATCH,
         )
-
-
-def places(config: ModelConfig, virtual: int) -> int | None:
-    """How many places a text may take in a model; None: any number."""
-    return config.context - virtual if config.position == "learned" else None
-
-
-def unturned(config: ModelConfig, virtual: int, held: int) -> float:
-    """How many tokens a row may read at once without changing the angles of earlier ones, which guesses must not.
-
-    Args:
-        held: tokens that it has read.
-    """
-    scaling = config.rope_scaling
-    if config.position != "rope" or scaling is None or scaling.kind not in ("dynamic", "longrope"):
-        return math.inf
-    room = (scaling.original_context or config.context) - virtual - held
-    return math.inf if room < 0 and scaling.kind == "longrope" else room
 
 
 def weight(config: ModelConfig) -> int:

@@ -1,0 +1,104 @@
+"""Where guesses come from: a model with the same tokens, and layers that can be left out."""
+
+from dataclasses import replace
+
+import pytest
+import tokenizers
+import torch
+
+from llmctl.core.checkpoint.directory import save_checkpoint
+from llmctl.core.decode.rows import Rows
+from llmctl.core.decode.speculate.skip import least_layers, without_layers
+from llmctl.core.decode.speculate.source import open_draft, other_tokens, source_of
+from llmctl.core.text.tokenizer import Tokenizer
+from llmctl.errors import Exit, UserError
+from llmctl.spec.drafting import Drafting
+from tests.core.decode.conftest import make_model
+
+
+def renamed(tokenizer, at):
+    """A tokenizer of the same size with another token at one place."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str().replace(*at))
+    return Tokenizer(backend, dict(tokenizer.config))
+
+
+def test_tokens_are_compared_by_what_they_are_and_not_by_how_many(byte_bpe, byte_fallback):
+    assert other_tokens(byte_bpe, renamed(byte_bpe, ('"Ġthe"', '"Ġthe"'))) == ""
+    other = renamed(byte_bpe, ("<|bos|>", "<|pad|>"))
+    assert other.size == byte_bpe.size
+    assert other_tokens(other, byte_bpe) == "1 differ, the first is 1: '<|pad|>' and '<|bos|>'"
+    assert "differ" in other_tokens(byte_fallback, byte_bpe)
+
+
+def test_a_draft_model_of_other_tokens_or_another_kind_is_a_misfit(byte_bpe, byte_fallback, tmp_path):
+    saved = {}
+    for name, model, tokenizer in (
+        ("draft", make_model(vocab=320), byte_bpe),
+        ("other", make_model(), byte_fallback),
+        ("small", make_model(vocab=270), byte_bpe),
+    ):
+        saved[name] = tmp_path / name
+        saved[name].mkdir()
+        save_checkpoint(saved[name], model, model.config)
+        tokenizer.save(saved[name])
+    config = make_model().config
+    assert open_draft(saved["draft"], byte_bpe, config, "cpu", None).config.vocab == 320  # padded otherwise
+    for name, said in (("other", "has other tokens than the model"), ("small", "270 tokens")):
+        with pytest.raises(UserError, match=said) as caught:
+            open_draft(saved[name], byte_bpe, config, "cpu", None)
+        assert caught.value.code == Exit.MISMATCH
+    both = replace(config, kind="encoder-decoder", position="relative")
+    with pytest.raises(UserError, match="of kind decoder, but the model is of kind encoder-decoder"):
+        open_draft(saved["draft"], byte_bpe, both, "cpu", None)
+
+
+def test_a_model_without_layers_is_that_model_with_those_layers_passed_by():
+    model = make_model(layers=4)
+    text = torch.tensor([[5, 9, 3, 77, 8]])
+    with torch.inference_mode():
+        x, shared = model.enter("decoder", text)
+        for number, layer in model.decoder.layers.items():
+            x = x if number in ("1", "2") else layer(x, shared)
+        wanted = model.head(model.decoder.norm(x))
+        view = without_layers(model, frozenset({1, 2}))
+        assert torch.equal(view.head(view(text)), wanted)
+        assert len(model.decoder.layers) == 4
+    shared = {id(p) for p in view.parameters()}
+    assert shared < {id(p) for p in model.parameters()}
+
+
+def test_reading_on_without_layers_leaves_no_trace():
+    model = make_model(layers=4)
+    rows = Rows(model)
+    rows.add([[5, 9, 3], [7, 8, 1, 2]])
+    drafter = source_of(Drafting(skip_layers=("1-2",)), model).make(rows)
+    before = [part.clone() for layer in range(4) for row in range(2) for part in rows._cache.held(row, layer)]
+    rows.model = drafter.view
+    rows.step([4, 4])
+    rows.step([6, 6])
+    rows.cut([3, 4])
+    rows.model = model
+    after = [part for layer in range(4) for row in range(2) for part in rows._cache.held(row, layer)]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_layers_are_chosen_that_change_least():
+    model = make_model(layers=6)
+    with torch.no_grad():
+        for number in ("1", "4"):
+            model.decoder.layers[number].attention.out.weight *= 0.01
+            model.decoder.layers[number].mlp.down.weight *= 0.01
+    text = torch.tensor([[5, 9, 3, 77, 8, 120, 4, 250]])
+    assert least_layers(model, text, 2) == {1, 4}
+    drafter = source_of(Drafting(skip_layers=("auto",)), model, sample=text[0].tolist()).make(Rows(model))
+    assert {"1", "4"}.isdisjoint(drafter.view.decoder.layers) and len(drafter.view.decoder.layers) == 3
+    with pytest.raises(UserError, match="4 or more"):
+        source_of(Drafting(skip_layers=("auto",)), make_model(), sample=[1, 2])
+
+
+def test_the_cost_of_a_guess_is_the_share_of_the_model_that_it_reads():
+    model = make_model(layers=4)
+    assert source_of(Drafting(draft_model="d"), model, model).cost == 1.0
+    skipped = source_of(Drafting(skip_layers=("1-2",)), model).cost
+    assert source_of(Drafting(draft_model="d"), model, make_model(layers=2)).cost == skipped
+    assert source_of(Drafting(lookup=True), model).cost < skipped < 1
