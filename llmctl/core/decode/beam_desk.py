@@ -60,6 +60,7 @@ class BeamDesk(Desk):
         self.search = search
         self.rows.widest = self.most * search.beams
         self._hunts: list[Hunt] = []  # of `_wishes`
+        self._seated: list[Beam] = []  # by the rows that hold them
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -72,7 +73,7 @@ class BeamDesk(Desk):
         for quest in self._unfit():
             quest.texts = [Hypothesis((), 0.0, 0.0, "length")]
             events.append(Event(quest, None, "length"))
-        scores = [self.rows.step([beam.line.written[-1] for beam in self._beams])] if self._hunts else []
+        scores = [self.rows.step([beam.line.written[-1] for beam in self._seated])] if self._hunts else []
         fresh = self._entering()
         if fresh:
             self.rows.most = max(map(self._length, [*self._wishes, *fresh]))
@@ -90,10 +91,6 @@ class BeamDesk(Desk):
                 events.append(Event(quest, None, quest.texts[0].finish))
         self._keep(live)
         return events
-
-    @property
-    def _beams(self) -> list[Beam]:
-        return [beam for hunt in self._hunts for beam in hunt.beams]
 
     def _begun(self, quest: Quest, place: int) -> Hunt:
         """The search after a prompt that stands in a row."""
@@ -118,11 +115,17 @@ class BeamDesk(Desk):
                 hunt.advance(ahead, max(2, 1 + ends) * group)
 
     def _keep(self, live: list[int]) -> None:
-        """Leave only these searches."""
+        """Leave only these searches; the first beam that goes on from a row stays in it, so that few rows move."""
         self._wishes, self._hunts = [self._wishes[p] for p in live], [self._hunts[p] for p in live]
-        beams = self._beams
-        self.rows.keep([beam.place for beam in beams])
-        for place, beam in enumerate(beams):
+        beams = [beam for hunt in self._hunts for beam in hunt.beams]
+        seats: dict[int, Beam] = {}
+        for beam in beams:
+            if beam.place < len(beams):
+                seats.setdefault(beam.place, beam)
+        rest = iter([beam for beam in beams if seats.get(beam.place) is not beam])
+        self._seated = [seats[place] if place in seats else next(rest) for place in range(len(beams))]
+        self.rows.keep([beam.place for beam in self._seated])
+        for place, beam in enumerate(self._seated):
             beam.place = place
 
     def _bytes(self, rows: int, tokens: int) -> int:
@@ -131,8 +134,9 @@ class BeamDesk(Desk):
 
 def _candidates(chooser: Chooser, scores: Tensor, hunts: Sequence[Hunt], most: int) -> list[list[list[Candidate]]]:
     """Of each open group of each hunt, the best continuations of its beams, `most` where there are so many."""
-    groups = [group for hunt in hunts for group in hunt.open]
-    beams = [beam for group in groups for beam in group.beams]
+    slots = {beam: group.number * group.search.beams + at for hunt in hunts for group in hunt.open
+             for at, beam in enumerate(group.beams)}  # fmt: skip
+    beams = sorted(slots, key=lambda beam: beam.place)
     places = [beam.place for beam in beams]
     if places != list(range(len(scores))):  # at first the groups of a prompt share its row
         scores = scores[torch.tensor(places, device=scores.device)]
@@ -149,8 +153,7 @@ def _candidates(chooser: Chooser, scores: Tensor, hunts: Sequence[Hunt], most: i
     sums = sums + torch.tensor([beam.score for beam in beams], device=sums.device)[:, None]
     order = sums
     if not chooser.sampling.greedy:
-        slots = [group.number * group.search.beams + at for group in groups for at in range(len(group.beams))]
-        keys = [stream_key(line.key, slot, 0) for line, slot in zip(lines, slots, strict=True)]
+        keys = [stream_key(beam.line.key, slots[beam], 0) for beam in beams]
         steps = [line.step for line in lines]
         made = (torch.tensor(numbers, device=sums.device) for numbers in (keys, steps))
         noise = uniforms(*made, sums.shape[1])
@@ -158,13 +161,13 @@ def _candidates(chooser: Chooser, scores: Tensor, hunts: Sequence[Hunt], most: i
     best, ids = order.topk(min(most, order.shape[1]), dim=-1)  # (B, most)
     check_numbers(best[:, 0])
     tables = [one.tolist() for one in (best, sums.gather(1, ids), ids, known.gather(1, ids))]
-    columns = zip(*tables, strict=True)
+    columns = dict(zip(beams, zip(*tables, strict=True), strict=True))
 
     def ranked(group: Group) -> list[Candidate]:
         found = [
             (rank, Candidate(score, place, token, logprob))
-            for place, _ in enumerate(group.beams)
-            for rank, score, token, logprob in zip(*next(columns), strict=True)
+            for place, beam in enumerate(group.beams)
+            for rank, score, token, logprob in zip(*columns[beam], strict=True)
             if score > -torch.inf
         ]
         return [one for _, one in sorted(found, key=lambda pair: -pair[0])[:most]]
