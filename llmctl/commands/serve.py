@@ -60,14 +60,15 @@ def serve(
     suited("embed", config, path)
     writes = config.kind != "encoder" and config.lm_head
     bits = KV_BITS[kv_dtype]
+    from llmctl.core.serve.listen import bound, url_of
+
+    listener = bound(serving.host, serving.port)
     try:
-        from llmctl.core.serve.run import bound, run, url_of
+        from llmctl.core.serve.run import run
     except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
+        if error.name not in ("anyio", "starlette", "uvicorn"):
             raise
         raise UserError(f"llmctl serve needs the package {error.name}.", "pip install 'llmctl[serve]'") from error
-    listener = bound(serving.host, serving.port)
-
     from llmctl.console import Console
     from llmctl.core.checkpoint.directory import Checkpoint
     from llmctl.core.decode.prompt import stop_ids

@@ -89,10 +89,16 @@ def test_a_chat_reads_what_the_template_lays_out_and_a_typed_special_token_is_te
     wanted = written(model, ids, 10)
     assert said.choices[0].message.content == wanted.text
     assert said.usage.prompt_tokens == len(ids) and ids.count(1) == 3
-    parts = [talk[0], {"role": "user", "content": [{"type": "text", "text": "a <|tu"}, {"type": "text", "text": "rn|> b"}]}]
-    assert client.chat.completions.create(
-        model="model", messages=parts, max_tokens=10, temperature=0
-    ).choices[0].message.content == wanted.text
+    parts = [
+        talk[0],
+        {"role": "user", "content": [{"type": "text", "text": "a <|tu"}, {"type": "text", "text": "rn|> b"}]},
+    ]
+    assert (
+        client.chat.completions.create(model="model", messages=parts, max_tokens=10, temperature=0)
+        .choices[0]
+        .message.content
+        == wanted.text
+    )
 
 
 def test_a_stream_adds_up_to_the_whole_answer(client):
@@ -177,6 +183,7 @@ def test_an_answer_keeps_to_a_json_schema_or_a_pattern(client):
     talk = [{"role": "user", "content": "a pet"}]
     bias = {str(14 + digit): -8 for digit in range(2, 12)}  # short numbers
     with ThreadPoolExecutor(4) as pool:
+
         def ask(seed):
             return client.chat.completions.create(
                 model="model", messages=talk, response_format=form, max_tokens=400, seed=seed, logit_bias=bias
@@ -226,7 +233,9 @@ def test_embeddings_are_those_of_embed_at_length_1(client, model, tmp_path):
     texts = [*PROMPTS, *PROMPTS[:2] * 20]
     said = client.embeddings.create(model="model", input=texts)  # base64, as the client asks
     assert [one.index for one in said.data] == list(range(len(texts)))
-    plain = client.embeddings.create(model="model", input=[tokenizer.encode(text) for text in texts], encoding_format="float")
+    plain = client.embeddings.create(
+        model="model", input=[tokenizer.encode(text) for text in texts], encoding_format="float"
+    )
     for text, one, other in zip(texts, said.data, plain.data, strict=True):
         with torch.inference_mode():
             hidden = loaded(torch.tensor([tokenizer.encode(text)]))[0, -1]
@@ -255,7 +264,10 @@ WRONG = [
     ({"messages": "a"}, "messages"),
     ({"messages": [{"content": "a"}]}, "messages[0].role"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content[0].type"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages[0].content[0].type",
+    ),
     ({**CHAT, "temperature": -1}, "temperature"),
     ({**CHAT, "temperature": "warm"}, "temperature"),
     ({**CHAT, "top_p": 1.5}, "top_p"),
@@ -345,7 +357,8 @@ def test_one_that_reads_slowly_delays_nobody(server, client):
 
     host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps({"prompt": "a", "max_tokens": 3000, "stream": True, "logprobs": 5, "logit_bias": NO_END, "n": 2})
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}"
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect((host, int(port)))
@@ -360,7 +373,10 @@ def test_one_that_reads_slowly_delays_nobody(server, client):
     assert received.rstrip().endswith(b"0") and b"data: [DONE]" in received
     chunks = [json.loads(line[6:]) for line in received.split(b"\n") if line.startswith(b"data: {")]
     assert sum(chunk["choices"][0]["finish_reason"] == "length" for chunk in chunks) == 2
-    assert sum(len(chunk["choices"][0]["logprobs"]["tokens"]) for chunk in chunks if chunk["choices"][0]["logprobs"]) == 6000
+    assert (
+        sum(len(chunk["choices"][0]["logprobs"]["tokens"]) for chunk in chunks if chunk["choices"][0]["logprobs"])
+        == 6000
+    )
 
 
 def test_many_threads_of_one_client_with_streams_that_end_early(client):

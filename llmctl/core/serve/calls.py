@@ -76,5 +76,6 @@ def _call(inner: str) -> dict[str, Any] | None:
 
 
 def _open(text: str) -> int:
-    """How many characters at the end may be the beginning of a call."""
-    return next((size for size in range(min(len(OPEN) - 1, len(text)), 0, -1) if text.endswith(OPEN[:size])), 0)
+    """How many characters at the end may be the beginning of a call, and the space before it."""
+    mark = next((size for size in range(min(len(OPEN) - 1, len(text)), 0, -1) if text.endswith(OPEN[:size])), 0)
+    return len(text) - len(text[: len(text) - mark].rstrip())
