@@ -10,24 +10,30 @@ import typer
 
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, expand, model_path
+from llmctl.spec.amount import size_of
+from llmctl.spec.drafting import Drafting
+from llmctl.spec.guide import Guiding
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.sample import KV_BITS, Format, KvDtype, Sampling
+from llmctl.spec.search import Search
 from llmctl.spec.tasks import suited
+from llmctl.spec.wording import Wording
 
 if TYPE_CHECKING:
     from llmctl.console import Console
     from llmctl.core.decode.answer import Answer
 
 FIELDS = ("prompt", "text")  # where a record's prompt is looked for when no field is named
-# Control characters but newline and tab, as pictures: a model's text must not steer the terminal.
-PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {0x7F: 0x2421}
-PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 @expand
 def generate(
     model: Annotated[Path, typer.Argument(help="Checkpoint directory, or - for its path on stdin.")],
     sampling: Sampling,
+    wording: Wording,
+    guiding: Guiding,
+    search: Search,
+    drafting: Drafting,
     compute: Compute,
     shown: Shown,
     file: Annotated[
@@ -42,7 +48,12 @@ def generate(
     stop: Annotated[tuple[str, ...], "End before this text; repeatable."] = (),
     special: Annotated[bool, "Read special tokens typed in a prompt as such, and show those that are written."] = False,
     seed: Annotated[int, "Of the random choices; each completion has a stream of its own."] = 0,
-    batch_size: Annotated[int, "Completions made at a time; in fp32 the results do not depend on it."] = 16,
+    batch_size: Annotated[
+        int, "Completions made at a time: one that has ended makes room for the next. In fp32 results are the same."
+    ] = 16,
+    memory: Annotated[
+        str | None, "Take no more than this (24GiB, 500MB): fewer completions are then made at a time."
+    ] = None,
     kv_dtype: Annotated[
         KvDtype,
         "Type in which keys and values of earlier tokens are kept, but for those of the last 32; auto: as computed. "
@@ -69,6 +80,8 @@ def generate(
         raise UserError("There is no prompt.", 'Add -p "Once upon a time", a FILE, or - for stdin.', Exit.USAGE)
     if file not in (None, "-") and not Path(file).exists():
         raise UserError(f"{file} does not exist.", "Check the path; a prompt itself is given with -p.")
+    budget = None if memory is None else size_of(memory, "--memory")
+    form = guiding.read()
     path = model_path(model)
     from llmctl.spec.families import read_config, read_config_json
     from llmctl.spec.peft import within
@@ -86,17 +99,30 @@ def generate(
     from llmctl.console import Console
     from llmctl.core.checkpoint.directory import Checkpoint
     from llmctl.core.data.requests import Request, read_requests
-    from llmctl.core.decode.answer import answers
+    from llmctl.core.decode.answer import answers, readable
+    from llmctl.core.decode.guide import Grammar
     from llmctl.core.decode.prompt import prompt_ids, special_stops, stop_ids
+    from llmctl.core.decode.ready import left, ready
     from llmctl.core.decode.rules import Rules
+    from llmctl.core.decode.speculate.source import open_draft, source_of
+    from llmctl.core.decode.words import worded
+    from llmctl.core.decode.writer import Manner, writer
     from llmctl.core.device import DTYPES, pick
+    from llmctl.core.text.texts import Texts as Names
+    from llmctl.written import Records, Texts, fared
 
     console = Console(shown)
     checkpoint = Checkpoint.open(path)
     said = checkpoint.generation or read_config_json(path)
-    tokenizer, rules = checkpoint.tokenizer(), Rules.of(said, config)
-    if said.get("num_beams") not in (None, 1):
-        console.warn(f"{path} asks for a search with {said['num_beams']} beams, which is not done: tokens come singly.")
+    tokenizer = checkpoint.tokenizer()
+    rules = worded(Rules.of(said, config), wording, tokenizer, config.vocab)
+    search, sampling = search.settled(sampling, said, drafting.on)
+    if drafting.on and search.strategy != "tokens":
+        raise UserError(
+            "Guessing ahead is for texts that are written token by token.", "Leave --beams out.", Exit.USAGE
+        )
+    eos = stop_ids(tokenizer, config, checkpoint.generation) | special_stops(tokenizer, stop) | {*wording.stop_id}
+    grammar = None if form is None else Grammar(tokenizer, eos, *form)
     for text in prompt:
         prompt_ids(tokenizer, text, config, special)  # what is wrong is said before the weights are read
     typed = (Request(number, text) for number, text in enumerate(prompt))
@@ -107,19 +133,41 @@ def generate(
             raise UserError(f"{'stdin' if file == '-' else file} holds no prompt.", "One a line is wanted.")
         place = pick(compute.device, compute.dtype, compute.threads)
         loaded = checkpoint.model(place.device, DTYPES.get(compute.dtype))
-        eos = stop_ids(tokenizer, config, checkpoint.generation) | special_stops(tokenizer, stop)
-        writer = Records(console, output_field) if shown.json or first.record is not None else Texts(console)
-        hear = writer.hear if isinstance(writer, Texts) and len(prompt) == sampling.n == 1 else None
-        every = chain([first], requests)
-        how = {"special": special, "rows": batch_size, "hear": hear, "rules": rules, "kv_bits": bits}
-        with writer, _progress(console, file) as progress:
+        stock = bool(bits) or search.strategy == "contrastive"
+        slower = ready(loaded, stock)
+        if slower:
+            console.say(f"{path} is read by torch's kernels, not by the faster native step: {slower}.")
+        room = None if budget is None else left(loaded, place, budget, batch_size)
+        source = None
+        if drafting.on:
+            ids = () if first.error else prompt_ids(tokenizer, first.text, readable(loaded), special)
+            draft = None
+            if drafting.draft_model is not None:
+                draft = open_draft(drafting.draft_model, tokenizer, config, place.device, DTYPES.get(compute.dtype))
+                ready(draft, stock)
+            source = source_of(drafting, loaded, draft, bits, rules.start, ids)
+        manner = Manner(
+            sampling, rules, search, sampling.n, eos, stop, special, grammar, source, batch_size, bits, room
+        )
+        writing = writer(loaded, tokenizer, manner)
+        names, told = Names(tokenizer), sampling.logprobs is not None
+        records = shown.json or first.record is not None or told
+        if records:
+            show = Records(console, output_field, names, told, sampling.n > 1)
+        else:
+            show = Texts(console, names if sampling.explain else None)
+        hear = show.hear if isinstance(show, Texts) and len(prompt) == sampling.samples == 1 else None
+        how = (readable(loaded), seed, sampling.n, special, batch_size, hear)
+        with show, _progress(console, file) as progress:
             progress.update(0)
-            for answer in answers(loaded, tokenizer, every, sampling, seed, eos, stop, **how):
-                writer.answer(answer)
+            for answer in answers(writing, chain([first], requests), *how):
+                show.answer(answer)
                 count += 1
                 failed += bool(answer.error)
                 past += _past(answer, config)
                 progress.update(count)
+    if drafting.on:
+        console.say(fared(writing.desk.tally))
     if past:
         console.warn(f"{past} of {count} texts are longer than the model's context of {config.context} tokens.")
     if failed:
@@ -132,78 +180,6 @@ def _past(answer: "Answer", config: ModelConfig) -> bool:
     if config.kind == "encoder-decoder":  # prompt and completion have a context each
         return max([answer.prompt_tokens, *(one.tokens for one in answer.completions)]) > config.context
     return any(answer.prompt_tokens + one.tokens > config.context + 1 for one in answer.completions)
-
-
-class Texts:
-    """Completions as they are: one alone exactly, several with a newline after each; to a terminal always with one."""
-
-    def __init__(self, console: "Console"):
-        self.console = console
-        self.terminal = sys.stdout is not None and sys.stdout.isatty()
-        self.count = 0
-        self.last = ""
-
-    def hear(self, text: str) -> None:
-        """Show a part of the only completion."""
-        self.last = text or self.last
-        self.console.out(text.translate(PICTURES) if self.terminal else text)
-
-    def answer(self, answer: "Answer") -> None:
-        """Show the completions of one prompt; one that was heard already is not shown again."""
-        if answer.error:
-            self.console.warn(f"prompt {answer.request.number + 1}: {answer.error}")
-        heard = bool(self.last) and not self.count
-        for text in [one.text for one in answer.completions] or [""]:
-            if self.count:
-                self.console.out("\n")
-            self.count += 1
-            if not heard:
-                self.hear(text)
-
-    def __enter__(self) -> "Texts":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """End the last line, where it is not to be left as the model did; after an interruption, too."""
-        if self.count > 1 or (self.terminal and self.last and not self.last.endswith("\n")):
-            self.console.out("\n")
-
-
-class Records:
-    """JSON lines: the record that came in, if one did, with what was made of it."""
-
-    def __init__(self, console: "Console", field: str):
-        self.console, self.field = console, field
-        self.warned = False
-
-    def answer(self, answer: "Answer") -> None:
-        """Write one record."""
-        made: dict[str, Any] = {"error": answer.error}
-        if not answer.error:
-            texts = [one.text for one in answer.completions]
-            ends = [one.finish for one in answer.completions]
-            several = len(texts) > 1
-            name = "completions" if several and self.field == "completion" else self.field
-            made = {
-                name: texts if several else texts[0],
-                "finish_reason": ends if several else ends[0],
-                "usage": {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.tokens},
-            }
-        record = answer.request.record
-        if record is None:
-            record = {"schema": "llmctl/generate/1", "prompt": answer.request.text}
-        elif lost := [name for name in made if name in record and not self.warned]:
-            self.warned = True
-            self.console.warn(
-                f"the records have a field {lost[0]!r} already, which is replaced: --output-field names another."
-            )
-        self.console.jsonl({**record, **made})
-
-    def __enter__(self) -> "Records":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
 
 def _progress(console: "Console", file: str | None) -> Any:

@@ -1,6 +1,5 @@
 """memcalc: what a model needs to train or to run, from its config alone."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +8,7 @@ import typer
 
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Shown, expand, model_path
+from llmctl.spec.amount import size_of
 from llmctl.spec.memory import Memory, Solvable, classic, estimate, gib, kv_cache, solve, trainable_parameters
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.presets import Shape
@@ -20,8 +20,6 @@ CLASSIC = (
     "Classic rule: 4 bytes a parameter to hold it and 20 more to train it (8 Adam, 4 gradients, 8 activations and "
     "temporaries): 24 GB for 10^9 parameters; the 80 GB that circulates is 4 x 20, a slip."
 )
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 MODEL = "Checkpoint directory, config.json, token directory (with --preset), or - for a path on stdin."
 
 
@@ -72,18 +70,6 @@ def memcalc(
     if _in_few_bits(Path(name)) and setting.quantize == "none":
         console.warn(f"{name} is quantized, and is counted as if it were not: --quantize says what its matrices take.")
     console.report(report, None if shown.json else _table(console, config, setting, report))
-
-
-def size_of(text: str, flag: str) -> int:
-    """Bytes of "24GiB", "80GB", "500M" or "16000000".
-
-    Raises:
-        UserError: the text is none of these.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:([kmgt]?)(i?)b?)\s*", text.lower())
-    if not match or (match[3] and not match[2]):
-        raise UserError(f"{flag} is {text!r}, which is no size.", "Write it as 24GiB, 80GB or 500MB.", Exit.USAGE)
-    return int(float(match[1]) * (BINARY[match[2]] if match[3] else UNITS[match[2]]))
 
 
 def _config(model: Path | None, shape: Shape, vocab: int | None) -> tuple[ModelConfig, str]:

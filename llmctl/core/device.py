@@ -57,6 +57,16 @@ class Place:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
+    def held_memory(self) -> int:
+        """The memory that this process holds now, in bytes; on a CPU without /proc, the most that it has held."""
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device)
+        try:
+            with open("/proc/self/statm", encoding="ascii") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except OSError:
+            return self.peak_memory()
+
     def total_memory(self) -> int:
         """Memory of the device, in bytes."""
         if self.device.type == "cuda":

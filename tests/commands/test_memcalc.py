@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from llmctl.commands.memcalc import size_of
 from llmctl.core.checkpoint.directory import Checkpoint
 from llmctl.errors import Exit, UserError
+from llmctl.spec.amount import size_of
 
 PARTS = ("weights", "gradients", "optimizer", "master_weights", "activations", "logits", "kv_cache")
 

@@ -15,7 +15,7 @@ from llmctl.core.decode.rows import SHARED, Rows, common, rows_of
 from llmctl.core.decode.rules import Rules
 from llmctl.core.model.coded import GROUP, RING
 from llmctl.core.model.transformer import Transformer
-from llmctl.errors import UserError
+from llmctl.errors import Exit, UserError
 from llmctl.spec.memory import BEYOND_WINDOW, kv_cache
 
 Finish = Literal["stop", "length"]
@@ -118,7 +118,9 @@ class Desk:
         if self.memory is not None and self._bytes(1, self._length(wish)) > self.memory:
             tokens = self._length(wish)
             problem = f"Keys and values of {tokens} tokens take {self._bytes(1, tokens):,} bytes, but"
-            raise UserError(f"{problem} {self.memory:,} are left for them.", "Raise --memory, or lower --max-tokens.")
+            raise UserError(
+                f"{problem} {self.memory:,} are left for them.", "Raise --memory, or lower --max-tokens.", Exit.SPACE
+            )
         self._waiting.append(wish)
 
     def cancel(self, wish: Wish) -> None:

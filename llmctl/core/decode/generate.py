@@ -153,7 +153,9 @@ class _Text:
         text += self.stream.finish()
         finish = "stop" if self.stream.stopped else event.finish
         guesses = {"drafted": event.wish.drafted, "accepted": event.wish.accepted}
-        return Told(self.name, text, Completion(self.stream.text, finish, self.count, tuple(self.picked), **guesses))
+        return Told(
+            self.name, text, Completion(self.stream.text, finish, self.count, tuple(self.picked), **guesses), True
+        )
 
 
 def complete(

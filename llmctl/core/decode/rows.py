@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llmctl.core.compress.quant.quicken import quicken
 from llmctl.core.decode.prefix import Prefix
+from llmctl.core.decode.speculate.skip import without_layers
 from llmctl.core.model.cache import Cache, KVCache, cache_for
 from llmctl.core.model.coded import CodedCache
 from llmctl.core.model.memory import Memory
@@ -42,7 +43,8 @@ class Rows:
 
     def __init__(self, model: Transformer, kv_bits: int = 0, start: Sequence[int] = ()):
         quicken(model)
-        self.model, self.kv_bits, self.start = model, kv_bits, list(start)
+        self._full = self.model = model
+        self.kv_bits, self.start = kv_bits, list(start)
         self.texts: list[list[int]] = []
         self.prefixes: list[Prefix] = []
         weight = next(model.parameters())
@@ -124,6 +126,10 @@ class Rows:
         self._cache.cut([length + self.virtual for length in lengths])
         for text, length in zip(self.texts, lengths, strict=True):
             del text[length:]
+
+    def skip(self, layers: frozenset[int]) -> None:
+        """Have what is read from now on pass these layers by; none: go through all again."""
+        self.model = without_layers(self._full, layers) if layers else self._full
 
     @torch.inference_mode()
     def keep(self, places: Sequence[int]) -> None:
@@ -266,8 +272,11 @@ class Rows:
 
 
 def rows_of(model: Transformer, kv_bits: int = 0, start: Sequence[int] = ()) -> Rows:
-    """The fastest rows that this model, on this machine, can be read with; arguments as for `Rows`."""
-    return Rows(model, kv_bits, start)
+    """The rows for a model: of the native step, where `ready` has laid it out for that; arguments as for `Rows`."""
+    from llmctl.core.decode.native.engine import made
+    from llmctl.core.decode.native.rows import NativeRows  # which are Rows themselves
+
+    return NativeRows(model, kv_bits, start) if made(model) and not kv_bits else Rows(model, kv_bits, start)
 
 
 def _after(scores: Tensor, places: list[int]) -> Tensor:

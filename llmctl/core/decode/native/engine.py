@@ -185,7 +185,7 @@ class Engine:
         config = model.config
         self.library, self.target, self.vocab, self.layers = library, target, config.vocab, config.layers
         self.kv_dtype = torch.bfloat16 if next(model.parameters()).dtype == torch.bfloat16 else torch.float32
-        self.kv_heads, self.head_dim, self.order = config.kv_heads, config.head_dim, None
+        self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
         self.dim = -(-config.head_dim // PANEL) * PANEL
         self._held: list[object] = []  # what the structures point at
         self._lock = threading.Lock()
@@ -203,13 +203,17 @@ class Engine:
         """Bytes of the keys and values of 32 positions of a row."""
         return self.layers * self.kv_heads * 2 * PANEL * self.dim * self.kv_dtype.itemsize
 
-    def run(self, request: Request, workspace: Workspace) -> Tensor:
+    def run(self, request: Request, workspace: Workspace, order: Tensor | None = None) -> Tensor:
         """Read the tokens, and return the scores of those asked for, (asked, V) float32.
+
+        Args:
+            order: (n,) int32, the layers that they pass through; None: all.
 
         Raises:
             MemoryError: there is not enough.
         """
         count, most = len(request.ids), max(request.places) + 1
+        order = self.numbers if order is None else order
         given = torch.tensor((request.ids, request.rows, request.places), dtype=torch.int32)
         asked = torch.tensor(request.asked, dtype=torch.int32)
         logits = torch.empty(len(request.asked), self.vocab)
@@ -219,7 +223,7 @@ class Engine:
             tables=request.tables.data_ptr(), table_stride=request.tables.shape[1], blocks=request.blocks.data_ptr(),
             asked=len(request.asked), which=asked.data_ptr(), logits=logits.data_ptr(),
             parts=2 if count <= EXACT or self.kv_dtype == torch.float32 else 1, threads=torch.get_num_threads(),
-            layers=self.layers, order=self.numbers.data_ptr(),
+            layers=len(order), order=order.data_ptr(),
         )  # fmt: skip
         for kind, table in enumerate(tables):
             if table is not None:
