@@ -35,6 +35,7 @@ class NativeRows(Rows):
         self.prefixes: list[Prefix] = []
         self._blocks = Blocks(self.engine)
         self._workspace = Workspace(self.engine.library)
+        self._order: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
@@ -72,6 +73,11 @@ class NativeRows(Rows):
             if length < len(text):
                 self._blocks.cut(row, length)
                 del text[length:]
+
+    def skip(self, layers: frozenset[int]) -> None:
+        """As `Rows.skip`."""
+        left = [layer for layer in range(self.engine.layers) if layer not in layers]
+        self._order = torch.tensor(left, dtype=torch.int32) if layers else None
 
     def keep(self, places: Sequence[int]) -> None:
         """As `Rows.keep`."""
@@ -133,7 +139,7 @@ class NativeRows(Rows):
             end = begin + CHUNK
             mine = [number - begin for number in asked if begin <= number < end]
             request = Request(ids[begin:end], rows[begin:end], at[begin:end], self._blocks.table, self._blocks.memory, mine)
-            found.append(self.engine.run(request, self._workspace))
+            found.append(self.engine.run(request, self._workspace, self._order))
         scores = torch.cat(found) if len(found) > 1 else found[0]
         if last:
             return scores

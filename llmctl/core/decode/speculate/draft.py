@@ -12,7 +12,6 @@ from llmctl.core.decode.line import Line
 from llmctl.core.decode.rows import Rows
 from llmctl.core.decode.speculate.lookup import Index
 from llmctl.core.decode.speculate.reach import reach
-from llmctl.core.model.transformer import Transformer
 
 
 class Guess(NamedTuple):
@@ -176,11 +175,11 @@ class SkipDrafter:
 
     Args:
         rows: of the model; each holds all of its text but the last token.
-        view: the model without those layers.
+        skipped: those layers.
     """
 
-    def __init__(self, rows: Rows, view: Transformer):
-        self.rows, self.view = rows, view
+    def __init__(self, rows: Rows, skipped: frozenset[int]):
+        self.rows, self.skipped = rows, skipped
 
     def add(self, prompts: Sequence[Sequence[int]]) -> None:
         """Nothing: the model reads them."""
@@ -190,16 +189,16 @@ class SkipDrafter:
 
     def guess(self, drafts: Sequence[Draft]) -> list[Guess]:
         """As in Drafter."""
-        lengths, model = [len(text) for text in self.rows.texts], self.rows.model
-        most = min(max(draft.count for draft in drafts), reach(model.config, self.rows.virtual, lengths))
+        lengths = [len(text) for text in self.rows.texts]
+        most = min(max(draft.count for draft in drafts), reach(self.rows.model.config, self.rows.virtual, lengths))
         if most <= 0:
             return [Guess([], []) for _ in drafts]
-        self.rows.model = self.view
+        self.rows.skip(self.skipped)
         try:
             logits = self.rows.step([draft.text[-1] for draft in drafts])
             made = chain(drafts, logits, self.rows.step, logits.shape[-1], most)
         finally:
-            self.rows.model = model
+            self.rows.skip(frozenset())
         self.rows.cut(lengths)
         return made
 

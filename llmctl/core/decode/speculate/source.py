@@ -11,7 +11,7 @@ from llmctl.core.checkpoint.directory import Checkpoint
 from llmctl.core.decode.rows import Rows, rows_of
 from llmctl.core.decode.speculate.draft import Drafter, LookupDrafter, ModelDrafter, SkipDrafter
 from llmctl.core.decode.speculate.reach import places
-from llmctl.core.decode.speculate.skip import least_layers, without_layers
+from llmctl.core.decode.speculate.skip import least_layers
 from llmctl.core.model.transformer import Transformer
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import Exit, UserError
@@ -76,9 +76,8 @@ def source_of(
     skipped = drafting.skipped(config.layers)
     if drafting.automatic:
         skipped = chosen_layers(model, sample)
-    view = without_layers(model, skipped)
     left = replace(config, layers=config.layers - len(skipped), window_layers=None, rope_skip=())
-    return Source(lambda rows: SkipDrafter(rows, view), weight(left) / weight(config), **how)
+    return Source(lambda rows: SkipDrafter(rows, skipped), weight(left) / weight(config), **how)
 
 
 def open_draft(
