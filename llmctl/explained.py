@@ -45,7 +45,7 @@ def step_tables(console: "Console", picked: "Sequence[Picked]", texts: "Texts") 
     for one in picked:
         if (shown := one.shown) is not None:
             how = "the likeliest is taken" if shown.greedy else "one is drawn"
-            columns = ["", "token", *(f"{stage.name} {stage.setting}".strip() for stage in shown.stages)]
+            names = [f"{stage.name} {stage.setting}".strip().replace("_", " ") for stage in shown.stages]
             rows = [
                 [
                     "→" if id == shown.chosen else "",
@@ -55,7 +55,7 @@ def step_tables(console: "Console", picked: "Sequence[Picked]", texts: "Texts") 
                 for place, id in enumerate(shown.candidates)
             ]
             rows.append(["", "tokens left", *(f"{stage.left:,}" for stage in shown.stages)])
-            yield console.table(f"token {shown.step + 1}: {how}", columns, rows)
+            yield console.table(f"token {shown.step + 1}: {how}", ["", "token", *names], rows)
 
 
 def branch_tables(console: "Console", tree: "Sequence[Branch]", texts: "Texts") -> "Iterator[rich.table.Table]":

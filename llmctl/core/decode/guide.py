@@ -127,9 +127,9 @@ def _schema(matcher: Any, text: str) -> str:
     return matcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": SPACE})
 
 
-# Between the signs of a JSON text: nothing, a space, or a new line and what it is indented by. Without a bound, a model
-# may write spaces for ever.
-SPACE = r"(\x20|\x0A\x20{0,24})?"
+# Between the signs of a JSON text: a space or none. Without a bound a model may write spaces for ever, and where lines
+# may be broken and indented, a weak one writes little else.
+SPACE = r"\x20?"
 # What llguidance makes a grammar of, by form; it takes its own class, which is imported where it is used.
 FORMS: dict[Form, Callable[[Any, str], str]] = {
     "schema": _schema,

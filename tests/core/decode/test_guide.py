@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 import tokenizers
@@ -136,6 +137,13 @@ def test_what_cannot_be_followed_is_refused_with_its_reason_on_a_line(byte_bpe, 
     with pytest.raises(UserError, match=said) as caught:
         Grammar(byte_bpe, frozenset([byte_bpe.eos]), form, text)
     assert f"--{form}" in caught.value.problem and "\n" not in caught.value.problem
+
+
+def test_without_the_extra_the_hint_is_how_to_install_it(byte_bpe, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(UserError, match="--schema needs llguidance") as caught:
+        Grammar(byte_bpe, frozenset([0]), "schema", "{}")
+    assert "llmctl[guide]" in caught.value.hint
 
 
 def test_one_form_is_followed_at_a_time_and_its_file_is_read(tmp_path):
