@@ -133,11 +133,22 @@ _llmctl() {
         "prompt --choose") _llmctl_words "seed first similar"; return ;;
         "prompt --order") _llmctl_words "auto seed first similar"; return ;;
         "prompt --model"|"prompt --config") _llmctl_files -f; return ;;
-        "generate --temperature"|"generate --top-k"|"generate --top-p"|"generate --min-p"|"generate --repetition-penalty"|"generate --max-tokens"|"generate --n"|"generate --device"|"generate --threads"|"generate -p"|"generate --prompt"|"generate --field"|"generate --output-field"|"generate --stop"|"generate --seed"|"generate --batch-size") :; return ;;
+        "generate --temperature"|"generate --top-k"|"generate --top-p"|"generate --min-p"|"generate --typical-p"|"generate --epsilon-cutoff"|"generate --eta-cutoff"|"generate --repetition-penalty"|"generate --presence-penalty"|"generate --frequency-penalty"|"generate --no-repeat-ngram"|"generate --min-tokens"|"generate --max-tokens"|"generate --n"|"generate --best-of"|"generate --logprobs"|"generate --bad-word"|"generate --forced-word"|"generate --logit-bias"|"generate --stop-id"|"generate --regex"|"generate --beams"|"generate --beam-groups"|"generate --diversity"|"generate --length-penalty"|"generate --contrastive"|"generate --candidates"|"generate --skip-layers"|"generate --draft-tokens"|"generate --device"|"generate --threads"|"generate -p"|"generate --prompt"|"generate --field"|"generate --output-field"|"generate --stop"|"generate --seed"|"generate --batch-size"|"generate --memory") :; return ;;
+        "generate --schema"|"generate --grammar"|"generate --draft-model"|"generate --config") _llmctl_files -f; return ;;
+        "generate --early-stopping") _llmctl_words "false true never"; return ;;
+        "generate --draft-accept") _llmctl_words "same most"; return ;;
         "generate --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
         "generate --format") _llmctl_words "auto lines jsonl text"; return ;;
         "generate --kv-dtype") _llmctl_words "auto int8 int4"; return ;;
-        "generate --config") _llmctl_files -f; return ;;
+        "chat --temperature"|"chat --top-k"|"chat --top-p"|"chat --min-p"|"chat --typical-p"|"chat --epsilon-cutoff"|"chat --eta-cutoff"|"chat --repetition-penalty"|"chat --presence-penalty"|"chat --frequency-penalty"|"chat --no-repeat-ngram"|"chat --min-tokens"|"chat --max-tokens"|"chat --device"|"chat --threads"|"chat --system"|"chat --chat-template"|"chat --stop"|"chat --seed") :; return ;;
+        "chat --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "chat --load"|"chat --save"|"chat --config") _llmctl_files -f; return ;;
+        "chat --kv-dtype") _llmctl_words "auto int8 int4"; return ;;
+        "serve --host"|"serve --port"|"serve --name"|"serve --batch-size"|"serve --queue"|"serve --max-bytes"|"serve --stall"|"serve --grace"|"serve --device"|"serve --threads"|"serve --chat-template") :; return ;;
+        "serve --api-key-file"|"serve --config") _llmctl_files -f; return ;;
+        "serve --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "serve --kv-dtype") _llmctl_words "auto int8 int4"; return ;;
+        "serve --pooling") _llmctl_words "mean cls last"; return ;;
         "fill-mask -p"|"fill-mask --prompt"|"fill-mask --field"|"fill-mask --batch-size"|"fill-mask --device"|"fill-mask --threads"|"fill-mask --top-k") :; return ;;
         "fill-mask --format") _llmctl_words "auto lines jsonl text"; return ;;
         "fill-mask --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
@@ -160,6 +171,8 @@ _llmctl() {
         "eval-ppl --documents") _llmctl_words "file line"; return ;;
         "eval-ppl --errors") _llmctl_words "strict replace"; return ;;
         "eval-ppl --config") _llmctl_files -f; return ;;
+        "bench --dtype"|"bench --engine"|"bench --rows"|"bench --prompt-tokens"|"bench --new-tokens"|"bench --rounds"|"bench --device"|"bench --threads"|"bench --fail-under") :; return ;;
+        "bench --config") _llmctl_files -f; return ;;
         "memcalc --preset") _llmctl_words "1m 5m 15m 30m 60m 124m 350m 1b 3b 8b"; return ;;
         "memcalc --family") _llmctl_words "llama gpt2 bloom bert t5 bart native"; return ;;
         "memcalc --kind") _llmctl_words "decoder encoder encoder-decoder"; return ;;
@@ -205,11 +218,14 @@ _llmctl() {
         "prune") words="-o --out --force --no-force --dry-run --no-dry-run --sparsity --pattern --score --per --keep --damp --sparse --no-sparse --heads --ff --width --layers --encoder-layers --drop-layers --rank --reverse --no-reverse --repair --no-repair --calibration --calibration-tokens --calibration-row --recover-steps --recover-data --recover-by --recover-lr --recover-batch-tokens --recover-block --eval --eval-tokens --speed-tokens --fail-under --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --seed --config -h --help" ;;
         "quantize") words="-o --out --force --no-force --dry-run --no-dry-run --scheme --method --group-size --symmetric --no-symmetric --clip --layout --keep --head --no-head --calibration --calibration-tokens --calibration-row --damp --act-order --no-act-order --migration --round --steps --lr --batch-tokens --block --micro-batch --recompute --no-recompute --save-every --eval --eval-tokens --speed-tokens --fail-under --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --seed --config -h --help" ;;
         "prompt") words="--shots --choose --order --instruction --separator --rationale --think --no-think --therefore --seed --json --no-json -q --quiet --no-quiet --color --no-color --template --map --model --max-tokens --fit --no-fit --config -h --help" ;;
-        "generate") words="--temperature --top-k --top-p --min-p --repetition-penalty --max-tokens --n --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -p --prompt --format --field --output-field --stop --special --no-special --seed --batch-size --kv-dtype --config -h --help" ;;
+        "generate") words="--temperature --top-k --top-p --min-p --typical-p --epsilon-cutoff --eta-cutoff --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram --min-tokens --max-tokens --n --best-of --logprobs --explain --no-explain --bad-word --forced-word --logit-bias --stop-id --schema --regex --grammar --beams --beam-groups --diversity --length-penalty --early-stopping --contrastive --candidates --draft-model --lookup --no-lookup --skip-layers --draft-tokens --draft-accept --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -p --prompt --format --field --output-field --stop --special --no-special --seed --batch-size --memory --kv-dtype --config -h --help" ;;
+        "chat") words="--temperature --top-k --top-p --min-p --typical-p --epsilon-cutoff --eta-cutoff --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram --min-tokens --max-tokens --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --system --chat-template --template --no-template --stop --load --save --seed --kv-dtype --config -h --help" ;;
+        "serve") words="--host --port --name --batch-size --queue --max-bytes --stall --grace --api-key-file --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --chat-template --special --no-special --kv-dtype --pooling --normalize --no-normalize --config -h --help" ;;
         "fill-mask") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --top-k --config -h --help" ;;
         "embed") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -o --out --force --no-force --pooling --normalize --no-normalize --max-tokens --config -h --help" ;;
         "classify") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --pair --pair-field --level --aggregation --threshold --max-tokens --config -h --help" ;;
         "eval-ppl") words="--device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --window --stride --bos --no-bos --split --field --format --documents --errors --limit --batch-tokens --fail-over --config -h --help" ;;
+        "bench") words="--dtype --engine --rows --prompt-tokens --new-tokens --rounds --json --no-json -q --quiet --no-quiet --color --no-color --device --threads --fail-under --config -h --help" ;;
         "memcalc") words="--preset --family --kind --layers --encoder-layers --width --heads --kv-heads --head-dim --ff --context --window --position --attention --head --mode --batch --sequence --source --scored --dtype --precision --gradients-fp32 --no-gradients-fp32 --optimizer --device --packed --no-packed --recompute --no-recompute --fused-attention --no-fused-attention --loss-chunk --lora-rank --lora-targets --quantize --zero --data-parallel --tensor-parallel --sequence-parallel --no-sequence-parallel --pipeline-parallel --implementation --method --rank --dropout --targets --train --last --virtual-tokens --bottleneck --base-dtype --double-quant --no-double-quant --json --no-json -q --quiet --no-quiet --color --no-color --vocab-size --stored --rule --fit --solve --tokens --flops --config -h --help" ;;
         "inspect") words="--json --no-json -q --quiet --no-quiet --color --no-color --diff --config -h --help" ;;
         "attention") words="--device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -p --prompt --target --layer --head --stack --cross --no-cross -o --out --force --no-force --width --config -h --help" ;;
@@ -222,7 +238,7 @@ _llmctl() {
         return
     fi
     case "$command" in
-        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain finetune distill refresh lora-merge merge export prune quantize prompt generate fill-mask embed classify eval-ppl memcalc inspect attention verify plot completion" ;;
+        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain finetune distill refresh lora-merge merge export prune quantize prompt generate chat serve fill-mask embed classify eval-ppl bench memcalc inspect attention verify plot completion" ;;
         "corpus") _llmctl_words "docs source summaries" ;;
         "train-tokenizer") _llmctl_files -f ;;
         "tokenize") _llmctl_files -f ;;
@@ -238,10 +254,13 @@ _llmctl() {
         "quantize") _llmctl_files -f ;;
         "prompt") _llmctl_files -f ;;
         "generate") _llmctl_files -f ;;
+        "chat") _llmctl_files -f ;;
+        "serve") _llmctl_files -f ;;
         "fill-mask") _llmctl_files -f ;;
         "embed") _llmctl_files -f ;;
         "classify") _llmctl_files -f ;;
         "eval-ppl") _llmctl_files -f ;;
+        "bench") _llmctl_files -f ;;
         "memcalc") _llmctl_files -f ;;
         "inspect") _llmctl_files -f ;;
         "attention") _llmctl_files -f ;;

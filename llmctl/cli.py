@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from llmctl import __version__
 from llmctl.commands.attention import attention
+from llmctl.commands.bench import bench
 from llmctl.commands.chat import chat
 from llmctl.commands.classify import classify
 from llmctl.commands.completion import completion
@@ -67,6 +68,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "embed": embed,
     "classify": classify,
     "eval-ppl": eval_ppl,
+    "bench": bench,
     "memcalc": memcalc,
     "inspect": inspect,
     "attention": attention,
