@@ -61,6 +61,7 @@ class BeamDesk(Desk):
         self.rows.widest = self.most * search.beams
         self._hunts: list[Hunt] = []  # of `_wishes`
         self._seated: list[Beam] = []  # by the rows that hold them
+        self._homes: list[Hunt] = []  # the searches of the rows
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -115,15 +116,27 @@ class BeamDesk(Desk):
                 hunt.advance(ahead, max(2, 1 + ends) * group)
 
     def _keep(self, live: list[int]) -> None:
-        """Leave only these searches; the first beam that goes on from a row stays in it, so that few rows move."""
+        """Leave only these searches.
+
+        The first beam that goes on from a row stays in it, and the others take rows of their own search where they
+        can, so that little is moved: of rows with one source, that source never.
+        """
         self._wishes, self._hunts = [self._wishes[p] for p in live], [self._hunts[p] for p in live]
-        beams = [beam for hunt in self._hunts for beam in hunt.beams]
-        seats: dict[int, Beam] = {}
-        for beam in beams:
-            if beam.place < len(beams):
-                seats.setdefault(beam.place, beam)
-        rest = iter([beam for beam in beams if seats.get(beam.place) is not beam])
-        self._seated = [seats[place] if place in seats else next(rest) for place in range(len(beams))]
+        beams = [(hunt, beam) for hunt in self._hunts for beam in hunt.beams]
+        seats: dict[int, tuple[Hunt, Beam]] = {}
+        moving = []
+        for hunt, beam in beams:
+            if beam.place < len(beams) and beam.place not in seats:
+                seats[beam.place] = hunt, beam
+            else:
+                moving.append((hunt, beam))
+        free = [place for place in range(len(beams)) if place not in seats]
+        for hunt, beam in moving:
+            own = (place for place in free if place < len(self._homes) and self._homes[place] is hunt)
+            place = next(own, free[-1])
+            free.remove(place)
+            seats[place] = hunt, beam
+        self._homes, self._seated = ([seats[place][part] for place in range(len(beams))] for part in (0, 1))
         self.rows.keep([beam.place for beam in self._seated])
         for place, beam in enumerate(self._seated):
             beam.place = place

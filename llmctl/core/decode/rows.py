@@ -55,6 +55,7 @@ class Rows:
         self._whole = model.config.prefix_lm or self._by_row  # a text is read in one pass
         self._cache: Cache | None = None
         self._memory: Memory | None = None
+        self._sources: list[int] = []  # of an encoder-decoder, numbers of the sources in it
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -78,6 +79,8 @@ class Rows:
         first = len(self)
         if self.model.encoder_embed is not None:
             self._join(self._encoded(unique))
+            fresh = max(self._sources, default=-1) + 1
+            self._sources += range(fresh, fresh + len(unique))
         read = [list(text) for text in unique] if self.model.encoder_embed is None else [self.start] * len(unique)
         self._admit(len(read), max(map(len, read)))
         self.texts += [[] for _ in read]
@@ -139,7 +142,10 @@ class Rows:
         self._cache.keep(places)
         self.texts = [list(self.texts[place]) for place in places]
         if self._memory is not None:
-            self._memory = self._memory.select(torch.tensor(places, dtype=torch.int64, device=self.device))
+            sources = [self._sources[place] for place in places]
+            if sources != self._sources:  # rows of one source may change places
+                self._memory = self._memory.select(torch.tensor(places, dtype=torch.int64, device=self.device))
+            self._sources = sources
 
     @torch.inference_mode()
     def snapshot(self, place: int, length: int) -> Prefix | None:

@@ -1,6 +1,7 @@
 """Beam search: groups against a plain search of everything, drawn beams by their distribution, ends, and the tree."""
 
 import math
+import re
 from collections import Counter
 
 import pytest
@@ -9,10 +10,15 @@ import torch
 from llmctl.core.decode.beam import Branch
 from llmctl.core.decode.beam_desk import BeamDesk, Quest
 from llmctl.core.decode.choose import Chooser
+from llmctl.core.decode.guide import Grammar
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.sample import stream_key
 from llmctl.core.decode.text import TextStream
+from llmctl.core.model.init import initialise
+from llmctl.core.model.memory import Memory
+from llmctl.core.model.transformer import Transformer
 from llmctl.errors import UserError
+from llmctl.spec.model import ModelConfig
 from llmctl.spec.sample import Sampling
 from llmctl.spec.search import Search
 from tests.core.decode.conftest import make_model
@@ -156,6 +162,36 @@ def test_a_text_may_end_with_a_string(byte_bpe):
     for text in one.texts:
         assert text.finish == "stop" or stop not in byte_bpe.decode(list(text.ids))
     assert streams[0].text == ""  # each beam has its own
+
+
+def test_what_an_encoder_made_stays_where_it_is_while_beams_change_places(monkeypatch):
+    config = ModelConfig(
+        **{"kind": "encoder-decoder", "vocab": 120, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ff": 64},
+        **{"context": 64, "init_std": 0.3, "tie": False, "decoder_start": 0},
+    )
+    model, moved = initialise(Transformer(config), seed=5).eval(), []
+    select = Memory.select
+    monkeypatch.setattr(Memory, "select", lambda self, rows: moved.append(len(rows)) or select(self, rows))
+    prompts = [PROMPT, [7, 1], [11, 30, 4]]
+    together = found(model, Search(beams=4), prompts, 12, rules=Rules(start=(0,)), most=20)
+    assert moved == [12, 0]  # when each gets its beams, and when all are over
+    for one, prompt in zip(together, prompts, strict=True):
+        (alone,) = found(model, Search(beams=4), [prompt], 12, rules=Rules(start=(0,)))
+        assert [text.ids for text in one.texts] == [text.ids for text in alone.texts]
+
+
+@pytest.mark.parametrize("eos", [frozenset(), frozenset([0])])
+def test_beams_keep_to_a_grammar(byte_bpe, eos):
+    grammar = Grammar(byte_bpe, eos, "regex", "(ab|th)[a-e]{2,4}x")
+    chooser = Chooser(Sampling(max_tokens=12), Rules(), 300, byte_bpe.size, eos, "cpu", grammar)
+    desk = BeamDesk(make_model(), Search(beams=3).filled({}))
+    quest = Quest(PROMPT, chooser, 0, 12, eos)
+    desk.ask(quest)
+    while desk.busy:
+        desk.step()
+    assert len(quest.texts) == 3 and {text.finish for text in quest.texts} == {"stop"}
+    for text in quest.texts:
+        assert re.fullmatch("(ab|th)[a-e]{2,4}x", byte_bpe.decode(list(text.ids)))
 
 
 def test_the_tree_holds_every_text_and_says_what_became_of_each_branch():
