@@ -123,10 +123,12 @@ def generate(
         )
     eos = stop_ids(tokenizer, config, checkpoint.generation) | special_stops(tokenizer, stop) | {*wording.stop_id}
     grammar = None if form is None else Grammar(tokenizer, eos, *form)
+    for warning in grammar.warnings if grammar else ():
+        console.warn(warning)
     for text in prompt:
         prompt_ids(tokenizer, text, config, special)  # what is wrong is said before the weights are read
     typed = (Request(number, text) for number, text in enumerate(prompt))
-    count = failed = past = 0
+    count = failed = past = cut = 0
     with closing(read_requests(file, format, (field,) if field else FIELDS) if file is not None else typed) as requests:
         first = next(requests, None)
         if first is None:
@@ -165,11 +167,14 @@ def generate(
                 count += 1
                 failed += bool(answer.error)
                 past += _past(answer, config)
+                cut += grammar is not None and any(one.finish == "length" for one in answer.completions)
                 progress.update(count)
     if drafting.on:
         console.say(fared(writing.desk.tally))
     if past:
         console.warn(f"{past} of {count} texts are longer than the model's context of {config.context} tokens.")
+    if cut:
+        console.warn(f"{cut} of {count} texts were cut off before their form was complete: --max-tokens allows more.")
     if failed:
         console.warn(f"{failed} of {count} prompts were not answered.")
         raise typer.Exit(Exit.RECORDS)

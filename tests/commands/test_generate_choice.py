@@ -89,3 +89,8 @@ def test_an_explanation_is_beside_the_text_and_in_the_record(call, tiny):
         assert names[0] == "model" and names[-2:] == ["temperature", "top_k"]
         chosen = next(one for one in step["candidates"] if one["id"] == step["chosen"]["id"])
         assert chosen["chances"][-1] > 0 and step["stages"][-1]["left"] == 4
+
+
+def test_a_form_that_was_cut_off_is_said_to_be(call, tiny):
+    done = call("generate", tiny, "-p", "the", "--regex", "[0-9]{9}", "--max-tokens", 4)
+    assert done.code == 0 and len(done.out) == 4 and "1 of 1 texts were cut off" in done.err
