@@ -3,8 +3,8 @@
 import sys
 from typing import TYPE_CHECKING, Any
 
-from llmctl import explained
 from llmctl.console import PICTURES
+from llmctl.explained import branch_tables, branches, logprobs, step_tables, steps
 
 if TYPE_CHECKING:
     from llmctl.console import Console
@@ -62,8 +62,8 @@ class Texts:
         for number, one in enumerate(answer.completions):
             if one.tree and number:  # all texts of a search have one tree
                 break
-            tables = explained.branch_tables(self.console, one.tree, self.names)
-            for table in tables if one.tree else explained.step_tables(self.console, one.picked, self.names):
+            tables = branch_tables(self.console, one.tree, self.names)
+            for table in tables if one.tree else step_tables(self.console, one.picked, self.names):
                 self.console.show(table)
 
     def __enter__(self) -> "Texts":
@@ -118,12 +118,12 @@ class Records:
         if any(one.score is not None for one in answer.completions):
             columns["score"] = [one.score for one in answer.completions]
         if self.scored:
-            columns["logprobs"] = [explained.logprobs(one.picked, self.names) for one in answer.completions]
+            columns["logprobs"] = [logprobs(one.picked, self.names) for one in answer.completions]
         if any(one.shown for completion in answer.completions for one in completion.picked):
-            columns["steps"] = [explained.steps(one.picked, self.names) for one in answer.completions]
+            columns["steps"] = [steps(one.picked, self.names) for one in answer.completions]
         made = {key: column if self.several else column[0] for key, column in columns.items()}
         trees = [one.tree for one in answer.completions if one.tree]
-        return made | ({"tree": explained.branches(trees[0], self.names)} if trees else {}) | {"usage": usage}
+        return made | ({"tree": branches(trees[0], self.names)} if trees else {}) | {"usage": usage}
 
     def __enter__(self) -> "Records":
         return self

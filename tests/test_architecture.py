@@ -28,6 +28,7 @@ LOADED = {
     "llmctl.signals": (),
     "llmctl.follow": ("llmctl.errors", "llmctl.console", "llmctl.signals"),
     "llmctl.explained": ("llmctl.errors", "llmctl.console", "llmctl.spec"),
+    "llmctl.written": ("llmctl.errors", "llmctl.console", "llmctl.explained"),
     "llmctl.judged": ("llmctl.errors", "llmctl.console", "llmctl.spec"),
     "llmctl.conversation": ("llmctl.errors", "llmctl.console", "llmctl.signals", "llmctl.spec"),
     "llmctl.records": ("typer", "llmctl.errors", "llmctl.console", "llmctl.flags"),
