@@ -44,7 +44,7 @@ def step_tables(console: "Console", picked: "Sequence[Picked]", texts: "Texts") 
     """A table for each step: the candidates down, the filters across; what a filter took away is a dash."""
     for one in picked:
         if (shown := one.shown) is not None:
-            how = "the likeliest is taken" if shown.greedy else "one is drawn"
+            how = "the likeliest" if shown.greedy else "drawn"
             names = [f"{stage.name} {stage.setting}".strip().replace("_", " ") for stage in shown.stages]
             rows = [
                 [

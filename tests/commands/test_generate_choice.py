@@ -81,7 +81,7 @@ def test_an_explanation_is_beside_the_text_and_in_the_record(call, tiny):
     plain = call("generate", tiny, *said)
     shown = call("generate", tiny, *said, "--explain")
     assert shown.out == plain.out and plain.err == ""
-    assert shown.err.count("one is drawn") == 3 and "top k 4" in shown.err and "temperature" in shown.err
+    assert shown.err.count(": drawn") == 3 and "top k 4" in shown.err and "temperature" in shown.err
     made = record(call("generate", tiny, *said, "--explain", "--json"))
     assert [step["step"] for step in made["steps"]] == [0, 1, 2]
     for step in made["steps"]:
