@@ -62,13 +62,18 @@ def bench(
     dtypes = [DTYPES.get(name) for name in benching.dtype]
     ways = [Way(name, dtype) for dtype in dtypes for name in benching.engine or ENGINES]
     found: dict[Way, list[Turn]] = {way: [] for way in ways}
+    closed: dict[str, str] = {}
     with console.progress(benching.rounds * len(ways), "turns", "bench") as progress:
         every = turns(lambda dtype: checkpoint.model(place.device, dtype), ways, benching, place, start)
         for done, (way, turn) in enumerate(every, 1):
-            if turn is not None:
+            if isinstance(turn, str):
+                closed.setdefault(way.engine, turn)
+            else:
                 found[way].append(turn)
             progress.update(done)
     found = {way: taken for way, taken in found.items() if taken}
+    for name, reason in closed.items():
+        console.say(f"{path} is not measured with --engine {name}: {reason}.")
     if not found:
         raise UserError(f"{path} cannot be computed with --engine {benching.engine[0]}.", "Use --engine stock.")
     made = speeds(found, benching, config, place)

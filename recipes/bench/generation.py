@@ -214,14 +214,15 @@ def ours(path: Path, threads: int) -> Measure:
     import torch
 
     from llmctl.core.checkpoint.directory import Checkpoint
+    from llmctl.core.decode.ready import ready
     from llmctl.core.decode.rows import rows_of
-    from llmctl.core.decode.settle import settle
     from llmctl.core.device import pick
 
     pick("cpu", "auto", threads)
     model = Checkpoint.open(path).model()
-    if os.environ.get("LLMCTL_NATIVE") == "0":
-        settle(model)
+    stock = os.environ.get("LLMCTL_NATIVE") == "0"
+    if problem := ready(model, stock):
+        raise SystemExit(f"there is no native step: {problem}")
 
     @torch.inference_mode()
     def write(read: int, rows: int, count: int):

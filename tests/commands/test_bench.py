@@ -1,6 +1,7 @@
 """bench: figures that agree with each other, and what it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -54,6 +55,11 @@ def test_every_dtype_and_number_of_rows_has_its_figures_and_they_agree(checkpoin
 
 def test_the_threshold_is_an_exit_code(checkpoint):
     assert bench(checkpoint, *LITTLE, "--fail-under", "1e9", code=6)["runs"]
+
+
+def test_an_engine_that_is_not_to_be_had_is_told_and_left_out(checkpoint):
+    said = bench(checkpoint, *LITTLE, "--engine", "native", code=1, LLMCTL_NATIVE="0")
+    assert "not measured with --engine native: LLMCTL_NATIVE says so" in said and "Use --engine stock." in said
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from llmctl.core.compress.pages import trim
-from llmctl.core.decode.rows import Rows, rows_of
-from llmctl.core.decode.settle import settle
+from llmctl.core.decode.ready import ready
+from llmctl.core.decode.rows import rows_of
 from llmctl.core.device import DTYPES, Place
 from llmctl.core.model.transformer import Transformer
 from llmctl.spec import bench as spec
@@ -30,18 +30,11 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 Start = Sequence[int]  # what the decoder of an encoder-decoder begins with
 
 
-def _native(model: Transformer, start: Start) -> Rows | None:
-    rows = rows_of(model, start=start)
-    return None if type(rows) is Rows else rows
-
-
-def _stock(model: Transformer, start: Start) -> Rows:
-    settle(model)
-    return Rows(model, start=start)
-
-
-# Empty rows of a model that only decodes from now on; None: this way is not open to it.
-ENGINES: dict[spec.Engine, Callable[[Transformer, Start], Rows | None]] = {"native": _native, "stock": _stock}
+# How a model that only decodes from now on is laid out; why it cannot be, as the end of a sentence, or "".
+ENGINES: dict[spec.Engine, Callable[[Transformer], str]] = {
+    "native": ready,
+    "stock": lambda model: ready(model, stock=True),
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,7 @@ def turns(
     benching: Benching,
     place: Place,
     start: Start = (),
-) -> Iterator[tuple[Way, Turn | None]]:
+) -> Iterator[tuple[Way, Turn | str]]:
     """Measure each way in turn, over and over, so that a machine that others use slows all alike.
 
     In each turn the model is opened anew, and it alone is in memory.
@@ -88,14 +81,14 @@ def turns(
         opened: gives the model in a dtype, None for its own.
 
     Returns:
-        A way and its turn, None where the way is not open to the model; it is then not tried again.
+        A way and its turn; or why it is not open to the model, as the end of a sentence, and it is not tried again.
     """
     closed: set[Way] = set()
     for _ in range(benching.rounds):
         for way in ways:
             if way not in closed:
                 turn = _turn(opened, way, benching, place, start)
-                closed |= set() if turn else {way}
+                closed |= {way} if isinstance(turn, str) else set()
                 yield way, turn
                 gc.collect()
                 trim()
@@ -104,21 +97,22 @@ def turns(
 @torch.inference_mode()
 def _turn(
     opened: Callable[[torch.dtype | None], Transformer], way: Way, benching: Benching, place: Place, start: Start
-) -> Turn | None:
+) -> Turn | str:
     _forget_peak(place)
     began = time.perf_counter()
     model = opened(way.dtype)
-    weights, dtype, begin = read_by_a_step(model), next(model.parameters()).dtype, ENGINES[way.engine]
-    if begin(model, start) is None:
-        return None
+    weights, dtype = read_by_a_step(model), next(model.parameters()).dtype
+    problem = ENGINES[way.engine](model)
+    if problem:
+        return problem
     place.synchronize()
     load = time.perf_counter() - began
     vocab = model.config.vocab
-    _chosen(begin(model, start).add([_ids(0, OPENING, vocab)]))  # what is made once is not timed
-    first = _timed(lambda: _chosen(begin(model, start).add([_ids(0, benching.prompt_tokens, vocab)])))
+    _chosen(rows_of(model, start=start).add([_ids(0, OPENING, vocab)]))  # what is made once is not timed
+    first = _timed(lambda: _chosen(rows_of(model, start=start).add([_ids(0, benching.prompt_tokens, vocab)])))
     steps = {}
     for count in benching.rows:
-        rows = begin(model, start)
+        rows = rows_of(model, start=start)
         scores, times = rows.add([_ids(row, OPENING, vocab) for row in range(count)]), []
         for _ in range(benching.new_tokens):
             tokens = _chosen(scores)
