@@ -182,7 +182,7 @@ def test_memory_decides_how_many_are_written_side_by_side():
         together.append(desk.running)
         assert desk.rows.nbytes <= 2 * row
     assert max(together) == 2
-    with pytest.raises(UserError, match="17 tokens take .* but .* are left") as refused:
+    with pytest.raises(UserError, match=r"17 tokens take .* but .* are left") as refused:
         Desk(model, memory=row).ask(wishes(model, drawn(1, 5), [13])[0])
     assert "--max-tokens" in refused.value.hint
 
