@@ -47,7 +47,7 @@ def engine_of(model: Transformer) -> "Engine":
 
 def made(model: Transformer) -> bool:
     """Whether `engine_of` has packed a model, so that it is best read by the native step."""
-    return model in _ENGINES
+    return model in _ENGINES and changed(model) is None
 
 
 def unfit(model: Transformer) -> str | None:

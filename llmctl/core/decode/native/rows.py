@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llmctl.core.decode.native.blocks import Blocks
 from llmctl.core.decode.native.build import Unavailable
-from llmctl.core.decode.native.engine import Request, Workspace, changed, engine_of
+from llmctl.core.decode.native.engine import Request, Workspace, engine_of
 from llmctl.core.decode.native.layout import PANEL
 from llmctl.core.decode.prefix import Prefix
 from llmctl.core.decode.rows import Rows, common
@@ -121,9 +121,6 @@ class NativeRows(Rows):
 
     def _read(self, places: Sequence[int], known: Sequence[int], last: bool) -> Tensor:
         """Read the texts of some rows, of each the tokens after those known; what is returned is as of `Rows.read`."""
-        reason = changed(self.model)
-        if reason is not None:
-            raise Unavailable(reason)
         ids, rows, at, asked = [], [], [], []
         for row, start in zip(places, known, strict=True):
             new, end = self.texts[row][start:], len(self.texts[row])

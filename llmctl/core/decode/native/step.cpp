@@ -6,8 +6,10 @@
 // has written in a block is 0, since values are multiplied with the 0 that positions to come are seen with.
 #include <omp.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <new>
+#include <thread>
 #include <vector>
 
 #include "products.h"
@@ -110,6 +112,35 @@ struct Factor {
     }
 };
 
+// Where threads wait for each other: a short while awake, since all have as much to do, and then leaving the core to
+// others, of whom the one waited for may be in want of it. OpenMP's own barrier is as fast where cores are free, and a
+// hundred times slower where they are not.
+class Meeting {
+  public:
+    int64_t threads = 1;
+
+    void wait() {
+        if (threads == 1) return;
+        const int64_t mine = turn.load(std::memory_order_relaxed);
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
+            arrived.store(0, std::memory_order_relaxed);
+            turn.store(mine + 1, std::memory_order_release);
+            return;
+        }
+        for (int64_t i = 0; turn.load(std::memory_order_acquire) == mine; i++) {
+            if (i > AWAKE) std::this_thread::yield();
+#if defined(__x86_64__)
+            else _mm_pause();
+#endif
+        }
+    }
+
+  private:
+    static constexpr int64_t AWAKE = 4000;  // some 50 to 100 microseconds
+    alignas(64) std::atomic<int64_t> arrived{0};
+    alignas(64) std::atomic<int64_t> turn{0};
+};
+
 struct Share {  // what a thread takes of `count` things
     int64_t begin, end;
     Share(int64_t count, int64_t thread, int64_t threads)
@@ -190,6 +221,8 @@ class Work {
     }
 
     void operator()(int64_t thread, int64_t threads) {
+#pragma omp single
+        meeting.threads = threads;
         embed(thread, threads);
         for (int64_t i = 0; i < p.layers; i++) layer(p.order[i], thread, threads);
         for (int64_t i = Share(p.asked, thread, threads).begin; i < Share(p.asked, thread, threads).end; i++)
@@ -213,6 +246,7 @@ class Work {
     const int64_t n;
     int64_t most, q_width, widest, token, group_sums, one_line, tokens_of_tile, heads_of_item, rows_of_item, dim;
     int64_t query_stride, chance_stride, item_bytes, panels_bytes;
+    Meeting meeting;
     bool lone;  // each thread prepares the tokens for itself: cheaper than to wait for the others
     std::vector<Run> runs, tiles;
     float *x, *y, *q, *a, *h, *units;
@@ -220,9 +254,7 @@ class Work {
     int32_t* sums;
 
     static int64_t largest_of(int64_t a, int64_t b, int64_t c) { return a > b ? (a > c ? a : c) : (b > c ? b : c); }
-    static void barrier() {
-#pragma omp barrier
-    }
+    void barrier() { meeting.wait(); }
 
     static void normed(const Norm& norm, const float* from, int64_t size, float* to) {
         if (!norm.kind) {
