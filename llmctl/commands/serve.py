@@ -8,6 +8,7 @@ import typer
 
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, expand, model_path
+from llmctl.spec.amount import size_of
 from llmctl.spec.sample import KV_BITS, KvDtype
 from llmctl.spec.sentence import Pooling
 from llmctl.spec.serve import Serving
@@ -50,6 +51,7 @@ def serve(
     SIGTERM lets nobody in any more, finishes what was begun, and ends with exit code 0.
     """
     keys = _keys(serving.api_key_file)
+    budget = None if serving.memory is None else size_of(serving.memory, "--memory")
     path = model_path(model)
     from llmctl.spec.families import read_config, read_config_json
     from llmctl.spec.peft import within
@@ -60,6 +62,12 @@ def serve(
     suited("embed", config, path)
     writes = config.kind != "encoder" and config.lm_head
     bits = KV_BITS[kv_dtype]
+    if bits and config.attention == "linear":
+        raise UserError(f"--kv-dtype is {kv_dtype}, but {path} keeps sums, not keys and values.", "Leave it out.")
+    if bits == 4 and config.head_dim % 2:
+        raise UserError(
+            f"--kv-dtype int4 takes channels by twos, but {path} has heads of {config.head_dim}.", "Use int8."
+        )
     from llmctl.core.serve.listen import bound, url_of
 
     listener = bound(serving.host, serving.port)
@@ -71,7 +79,9 @@ def serve(
         raise UserError(f"llmctl serve needs the package {error.name}.", "pip install 'llmctl[serve]'") from error
     from llmctl.console import Console
     from llmctl.core.checkpoint.directory import Checkpoint
+    from llmctl.core.decode.answer import readable
     from llmctl.core.decode.prompt import stop_ids
+    from llmctl.core.decode.ready import left, ready
     from llmctl.core.decode.rules import Rules
     from llmctl.core.device import DTYPES, pick
     from llmctl.core.infer.embed import open_layer
@@ -95,25 +105,28 @@ def serve(
             console.warn(f"{path} has no chat template: conversations are laid out as {written['chat'].name}.")
     place = pick(compute.device, compute.dtype, compute.threads)
     loaded = checkpoint.model(place.device, DTYPES.get(compute.dtype))
+    if writes and (slower := ready(loaded, bool(bits))):
+        console.say(f"{path} is read by torch's kernels, not by the faster native step: {slower}.")
+    room = None if budget is None else left(loaded, place, budget, serving.batch_size)
     names = serving.name or (path.resolve().name,)
-    served = Served(names, loaded, tokenizer, config, writes=writes, **written)
-    limit = min(said.limit or config.context, config.context)
+    served = Served(names, loaded, tokenizer, readable(loaded), writes=writes, **written)
+    limit = min(said.limit or served.config.context, served.config.context)
     pool = pooling or said.pooling or ("last" if config.kind == "decoder" else "mean")
     layers = [open_layer(dense, place.device) for dense in said.layers]
     embedder = Embedder(loaded, Encoder(tokenizer, config), limit, pool, normalize, layers)
-    engine = Engine(lambda: served.desk(serving.batch_size, None), serving.batch_size, serving.queue)
+    engine = Engine(lambda: served.desk(serving.batch_size, room), serving.batch_size, serving.queue)
     server = Server(served, engine, embedder, serving, console.say, keys)
     if not serving.local and not keys:
         console.warn(f"--host {serving.host} lets everybody in who reaches it: set {KEY} or --api-key-file.")
 
-    def ready() -> None:
+    def opened() -> None:
         url = url_of(listener)
         if shown.json:
             console.report({"url": url, "model": names[0], "pid": os.getpid()})
         else:
             console.out(f"{url}\n")
 
-    run(server, listener, ready, console.say)
+    run(server, listener, opened, console.say)
 
 
 def _keys(file: Path | None) -> tuple[str, ...]:

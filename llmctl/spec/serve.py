@@ -24,6 +24,9 @@ class Serving:
         tuple[str, ...], "What requests call the model; repeatable. Default: the name of its directory."
     ] = ()
     batch_size: Annotated[int, "Completions made at a time; in fp32 the results do not depend on it."] = 16
+    memory: Annotated[
+        str | None, "Take no more than this (24GiB, 500MB): fewer completions are then made at a time."
+    ] = None
     queue: Annotated[int, "Completions that wait beyond those; then requests are refused with 429."] = 64
     max_bytes: Annotated[int, "Size of a request, in bytes, beyond which it is refused with 413."] = 4_000_000
     stall: Annotated[float, "Give a client up that sends or takes nothing for so many seconds."] = 60.0

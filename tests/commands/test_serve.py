@@ -153,6 +153,39 @@ def test_log_probabilities_are_those_of_the_model(client, model):
     assert all(len(one.top_logprobs) == 2 for one in chat.logprobs.content)
 
 
+def test_a_prompt_is_scored_token_by_token_and_its_answer_after_it(client, model):
+    """As lm-evaluation-harness asks: the prompt again, with log-probabilities, and hardly anything after it."""
+    from llmctl.core.checkpoint.directory import Checkpoint
+
+    checkpoint = Checkpoint.open(model)
+    loaded, tokenizer = checkpoint.model(dtype=torch.float32), checkpoint.tokenizer()
+    text = "the list of the things " * 70
+    ids = tokenizer.encode(text)
+    assert len(ids) > 300  # of more parts than one
+    how = {"model": "model", "echo": True, "logprobs": 2, "temperature": 0, "logit_bias": NO_END}
+    said = client.completions.create(prompt=[ids, ids[:1]], max_tokens=3, **how).choices
+    with torch.inference_mode():
+        wanted = loaded.head(loaded(torch.tensor([ids])))[0, :, : tokenizer.size].log_softmax(-1)
+    told = said[0].logprobs
+    assert len(told.tokens) == len(ids) + 3 and "".join(told.tokens).startswith(text)
+    assert (told.token_logprobs[0], told.top_logprobs[0], told.text_offset[:2]) == (
+        None,
+        None,
+        [0, len(told.tokens[0])],
+    )
+    assert np.allclose(told.token_logprobs[1 : len(ids)], wanted[range(len(ids) - 1), ids[1:]], atol=1e-4)
+    assert np.isclose(max(told.top_logprobs[5].values()), wanted[4].max(), atol=1e-4)
+    assert np.isclose(told.token_logprobs[len(ids)], wanted[-1, 1:].max(), atol=1e-4)
+    assert len(said[1].logprobs.tokens) == 4
+    alone = client.completions.create(prompt=text, max_tokens=0, **how)
+    assert alone.choices[0].logprobs.token_logprobs == told.token_logprobs[: len(ids)]
+    assert (alone.choices[0].text, alone.usage.completion_tokens) == (text, 0)
+    chunks = list(client.completions.create(prompt=text, max_tokens=3, stream=True, **how))
+    parts = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+    assert [token for part in parts for token in part.tokens] == told.tokens
+    assert [at for part in parts for at in part.text_offset] == told.text_offset
+
+
 def test_best_of_tells_the_likeliest(client):
     how = {"model": "model", "prompt": "the", "max_tokens": 5, "seed": 11, "logprobs": 0, "logit_bias": NO_END}
     every = client.completions.create(**how, n=6).choices

@@ -93,6 +93,8 @@ class Server:
             return job, self._replies(ask, prompts)
 
         job, replies = await asyncio.to_thread(prepared)  # templates, tokens and grammars take time
+        if replies.ask.echo and replies.ask.top is not None:
+            await until_gone(self._scored(replies), request.receive)
         self.engine.submit(job)
         if replies.ask.stream:
             lines = self._stream(request, job, replies, inbox)
@@ -112,6 +114,12 @@ class Server:
             texts = [one if isinstance(one, str) else decode(list(one)) for one in ask.prompts]
         calls = ask.form.free and self.served.chat is not None and OPEN in self.served.chat.source
         return Replies(ask, self.served.names[0], prompts, texts, self.spelling, calls)
+
+    async def _scored(self, replies: Replies) -> None:
+        """The log-probabilities of the prompts."""
+        for number, ids in enumerate(replies.prompts):
+            for work in self.served.scored(ids, replies.ask.top or 0):
+                replies.scored[number] += await asyncio.wrap_future(self.engine.work(work))
 
     async def _gathered(self, job: Job, replies: Replies, inbox: "asyncio.Queue[list[Told]]") -> None:
         left = len(job.parts)

@@ -50,6 +50,9 @@ class Replies:
         prompts: the ids of each prompt.
         texts: the prompts as text, where answers begin with them.
         calls: whether the text may hold calls of functions in the model's own way.
+
+    Attributes:
+        scored: the tokens of each prompt with their log-probabilities, where answers begin with them.
     """
 
     def __init__(
@@ -61,9 +64,10 @@ class Replies:
         spelling: Spelling,
         calls: bool = False,
     ):
-        self.ask, self.texts, self.spelling, self.calls = ask, texts, spelling, calls
+        self.ask, self.prompts, self.texts, self.spelling, self.calls = ask, prompts, texts, spelling, calls
         self.prompt_tokens = sum(map(len, prompts))
         self.wholes = [Whole() for _ in range(len(prompts) * ask.samples)]
+        self.scored: list[list[Picked]] = [[] for _ in prompts]
         self._filters: dict[int, CallFilter] = {}
         kind = "chat.completion" if ask.chat else "text_completion"
         self._head = {
@@ -105,12 +109,13 @@ class Replies:
             if self.ask.chat:
                 yield self._chunk(index, {"delta": {"role": "assistant", "content": "", **self._call_head(index)}})
             elif self.ask.echo:
-                yield self._chunk(index, {"text": self._echo(index)})
+                told = self._logprobs(self.scored[index // self.ask.samples], 0)
+                yield self._chunk(index, {"text": self._echo(index), "logprobs": told})
 
     def chunks(self, piece: Piece) -> Iterator[Json]:
         """What a stream gets of a piece."""
         index = piece.index
-        before = len(self._echo(index)) + len(self.wholes[index].text)
+        before = self._offset(index // self.ask.samples) + len(self.wholes[index].text)
         self.add(piece)
         told = {"logprobs": self._logprobs(piece.picked, before) if piece.picked else None}
         if not self.ask.chat:
@@ -153,8 +158,10 @@ class Replies:
         return self.texts[index // self.ask.samples] if self.ask.echo else ""
 
     def _text_choice(self, index: int, whole: Whole) -> Json:
-        echo = self.texts[index // self.ask.n] if self.ask.echo else ""
-        told = None if self.ask.top is None else self._logprobs(whole.picked, len(echo))
+        number = index // self.ask.n
+        echo, told = self.texts[number] if self.ask.echo else "", None
+        if self.ask.top is not None:
+            told = self._logprobs([*self.scored[number], *whole.picked], 0 if self.scored[number] else len(echo))
         return {"index": index, "text": echo + whole.text, "logprobs": told, "finish_reason": whole.finish}
 
     def _chat_choice(self, index: int, whole: Whole) -> Json:
@@ -202,16 +209,29 @@ class Replies:
         for text in texts:
             offsets.append(offset)
             offset += len(text)
-        tops = [{self.spelling.text(id): _number(value) for id, value in reversed(one.top)} for one in picked]
-        numbers = [_number(one.logprob) for one in picked]
+        numbers = [None if one.logprob is None else _number(one.logprob) for one in picked]
+        tops = [self._by_text(one) for one in picked]
         return {"tokens": texts, "token_logprobs": numbers, "top_logprobs": tops, "text_offset": offsets}
+
+    def _by_text(self, one: Picked) -> Json | None:
+        """The likeliest tokens; of those with the same text the likeliest, and of the first of a prompt none."""
+        if one.logprob is None:
+            return None
+        return {self.spelling.text(id): _number(value) for id, value in reversed(one.top)}
+
+    def _offset(self, number: int) -> int:
+        """Characters before a completion of that prompt."""
+        if not self.ask.echo:
+            return 0
+        scored = self.scored[number]
+        return sum(len(self.spelling.text(one.id)) for one in scored) if scored else len(self.texts[number])
 
     def _tops(self, one: Picked) -> list[Json]:
         return [self._scored(id, value) for id, value in one.top[: self.ask.top]]
 
     def _scored(self, id: int, logprob: float | None) -> Json:
         spelled = self.spelling.bytes(id)
-        return {"token": self.spelling.text(id), "logprob": _number(logprob), "bytes": list(spelled)}
+        return {"token": self.spelling.text(id), "logprob": _number(logprob or 0.0), "bytes": list(spelled)}
 
 
 def vectors(model: str, found: Sequence[Any], tokens: int) -> Json:
@@ -236,5 +256,5 @@ def _call(function: str, text: str) -> Json:
     return {"id": id, "type": "function", "function": {"name": function, "arguments": text}}
 
 
-def _number(logprob: float | None) -> float:
-    return LOWEST if logprob is None else max(LOWEST, logprob)
+def _number(logprob: float) -> float:
+    return max(LOWEST, logprob)

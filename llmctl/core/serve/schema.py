@@ -124,8 +124,6 @@ def completion(body: object) -> Ask:
     if best is not None and shared["stream"] and best > shared["n"]:
         raise Refusal("best_of is chosen from whole completions, so it cannot be streamed.", param="best_of")
     shared["echo"] = fields.flag("echo")
-    if shared["echo"] and top is not None:
-        raise Refusal("echo with logprobs would score the prompt, which is not done here.", param="logprobs")
     form = form_of(fields)
     fields.end(IDLE)
     return Ask(**shared, prompts=prompts, form=form, limit=16 if limit is None else limit)  # 16: OpenAI's

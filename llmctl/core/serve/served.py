@@ -1,14 +1,14 @@
 """Served: a model and all that a request needs of it: its words, its rules, how choices are made."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
 
 from llmctl.core.decode.batch import Desk, Wish
-from llmctl.core.decode.choose import Chooser
+from llmctl.core.decode.choose import Chooser, Picked
 from llmctl.core.decode.generate import room
 from llmctl.core.decode.guide import Grammar
 from llmctl.core.decode.prompt import prompt_ids, special_stops
@@ -20,6 +20,7 @@ from llmctl.core.serve.engine import Part
 from llmctl.core.serve.form import Form
 from llmctl.core.serve.refusal import Refusal
 from llmctl.core.serve.schema import Ask
+from llmctl.core.serve.scoring import scored
 from llmctl.core.text.chat import Chat
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import Exit, UserError
@@ -114,6 +115,16 @@ class Served:
                 stream = TextStream(self.tokenizer, self.rules.start or ids, ask.stops)
                 made.append(Part(len(made), wish, stream))
         return made
+
+    def scored(self, ids: Sequence[int], top: int) -> Iterator[Callable[[], list[Picked]]]:
+        """What gives the log-probabilities of a prompt's tokens, a part each.
+
+        Raises:
+            Refusal: no token of a prompt is foretold.
+        """
+        if self.rules.start:
+            raise Refusal(f"{self.names[0]} answers texts and does not score them.", param="echo")
+        return scored(self.model, ids, top, self.tokenizer.size, self.kv_bits)
 
     def _talk(self, ask: Ask) -> list[int]:
         if self.chat is None:
