@@ -69,6 +69,7 @@ class Replies:
         self.wholes = [Whole() for _ in range(len(prompts) * ask.samples)]
         self.scored: list[list[Picked]] = [[] for _ in prompts]
         self._filters: dict[int, CallFilter] = {}
+        self._offsets: dict[int, int] = {}  # characters of the tokens of each completion that a stream has got
         kind = "chat.completion" if ask.chat else "text_completion"
         self._head = {
             "id": f"{'chatcmpl' if ask.chat else 'cmpl'}-{secrets.token_hex(12)}",
@@ -115,9 +116,12 @@ class Replies:
     def chunks(self, piece: Piece) -> Iterator[Json]:
         """What a stream gets of a piece."""
         index = piece.index
-        before = self._offset(index // self.ask.samples) + len(self.wholes[index].text)
         self.add(piece)
-        told = {"logprobs": self._logprobs(piece.picked, before) if piece.picked else None}
+        told = {"logprobs": None}
+        if piece.picked and self.ask.top is not None:
+            at = self._offsets.setdefault(index, self._offset(index // self.ask.samples))
+            told = {"logprobs": self._logprobs(piece.picked, at)}
+            self._offsets[index] = at + sum(len(self.spelling.text(one.id)) for one in piece.picked)
         if not self.ask.chat:
             if piece.text or piece.finish or told["logprobs"]:
                 yield self._chunk(index, {"text": piece.text, **told}, piece.finish)
