@@ -20,10 +20,9 @@ KEYS = {
 }  # fmt: skip
 
 
-def bench(*words, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "llmctl", "bench", *words], capture_output=True, text=True, check=False
-    )
+def bench(*words, code=0, **settings):
+    command, given = [sys.executable, "-m", "llmctl", "bench", *words], os.environ | settings
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=given)
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout) if code in (0, 6) else done.stderr
 
