@@ -632,6 +632,7 @@ complete -c llmctl -n '__fish_seen_subcommand_from generate' -l seed -x -d 'Of t
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l batch-size -x -d 'Completions made at a time: one that has ended makes room for the next'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l memory -x -d 'Take no more than this (24GiB, 500MB): fewer completions are then made at a time'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l kv-dtype -x -a 'auto int8 int4' -d 'Type in which keys and values of earlier tokens are kept, but for those of the last 32'
+complete -c llmctl -n '__fish_seen_subcommand_from generate' -l cache-prompt -r -F -d 'Keep what the model makes of the first prompt, its keys and values, in a file'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l config -r -F -d 'TOML file of options, one table a command'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -s h -l help -d 'Show this message and exit'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -F
@@ -674,6 +675,7 @@ complete -c llmctl -n '__fish_seen_subcommand_from serve' -l host -x -d 'Address
 complete -c llmctl -n '__fish_seen_subcommand_from serve' -l port -x -d 'Port to listen on'
 complete -c llmctl -n '__fish_seen_subcommand_from serve' -l name -x -d 'What requests call the model'
 complete -c llmctl -n '__fish_seen_subcommand_from serve' -l batch-size -x -d 'Completions made at a time'
+complete -c llmctl -n '__fish_seen_subcommand_from serve' -l memory -x -d 'Take no more than this (24GiB, 500MB): fewer completions are then made at a time'
 complete -c llmctl -n '__fish_seen_subcommand_from serve' -l queue -x -d 'Completions that wait beyond those'
 complete -c llmctl -n '__fish_seen_subcommand_from serve' -l max-bytes -x -d 'Size of a request, in bytes, beyond which it is refused with 413'
 complete -c llmctl -n '__fish_seen_subcommand_from serve' -l stall -x -d 'Give a client up that sends or takes nothing for so many seconds'
