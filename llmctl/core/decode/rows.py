@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llmctl.core.compress.quant.quicken import quicken
+from llmctl.core.decode.graph import Recorded
 from llmctl.core.decode.prefix import Prefix
 from llmctl.core.decode.speculate.skip import without_layers
 from llmctl.core.model.cache import Cache, KVCache, cache_for
@@ -55,6 +56,7 @@ class Rows:
         self._whole = model.config.prefix_lm or self._by_row  # a text is read in one pass
         self._cache: Cache | None = None
         self._memory: Memory | None = None
+        self._recorded = Recorded(model) if self.device.type == "cuda" else None
         self._sources: list[int] = []  # of an encoder-decoder, numbers of the sources in it
 
     def __len__(self) -> int:
@@ -104,11 +106,14 @@ class Rows:
         if self.turn is not None and any(len(text) + self.virtual == self.turn for text in self.texts):
             return self.read([[token] for token in tokens], last=True)
         self._grow(1)
-        ids = torch.tensor(tokens, device=self.device)[:, None]
-        hidden = self.model(ids, cache=self._cache, memory=self._memory)  # (B, 1, D)
+        scores = None if self._recorded is None else self._recorded.step(self._cache, tokens)
+        if scores is None:
+            ids = torch.tensor(tokens, device=self.device)[:, None]
+            hidden = self.model(ids, cache=self._cache, memory=self._memory)  # (B, 1, D)
+            scores = self.model.head(hidden[:, 0]).float()
         for text, token in zip(self.texts, tokens, strict=True):
             text.append(token)
-        return self.model.head(hidden[:, 0]).float()
+        return scores
 
     @torch.inference_mode()
     def read(self, news: Sequence[Sequence[int]], last: bool = False) -> Tensor:
