@@ -4,8 +4,9 @@ from llmctl.spec.drafting import MOST
 
 REST = 16  # passes without guesses where they do not pay, before it is tried again
 MEMORY = 0.9  # what a pass counts for a pass later
+PLAIN = 2  # passes without guesses at first, to compare with: the very first reads memory that is cold
 FIRST, WEIGHT = 0.7, 2.0  # the share of right guesses that is expected at first, and how many guesses that counts for
-SPARE = {"cpu": 0.15, "cuda": 0.02}  # what one more token costs in a pass of the model, in passes of one token
+SPARE = {"cpu": 0.1, "cuda": 0.02}  # what one more token costs in a pass of the model, in passes of one token
 
 
 class Pace:
@@ -27,12 +28,12 @@ class Pace:
     def __init__(self, tokens: int, cost: float, spare: float):
         self.tokens, self.cost, self.spare = tokens, cost, spare
         self.right, self.tried = FIRST * WEIGHT, WEIGHT
-        self.rested = -1
+        self.rested, self.plain = 0, PLAIN
 
     def count(self) -> int:
-        """How many tokens to guess now; 0 where guesses do not pay, and the first time, to compare with."""
-        if self.rested < 0:
-            self.rested = 0
+        """How many tokens to guess now; 0 where guesses do not pay, and at first."""
+        if self.plain:
+            self.plain -= 1
             return 0
         if self.tokens:
             return self.tokens

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+FEW = 16  # passes whose time says nothing
+
 
 @dataclass
 class Tally:
@@ -45,8 +47,10 @@ class Tally:
     def speedup(self) -> float | None:
         """How many times as fast as one token a pass the texts came: an estimate, by the fastest pass without guesses.
 
-        None where no pass was without guesses.
+        None where no pass was without guesses, or too few passes were made to tell.
         """
+        if self.passes < FEW:
+            return None
         alike = self._plain.keys()
         spent = sum(self._spent[texts] for texts in alike)
         plain = sum(self._made[texts] / texts * self._plain[texts] for texts in alike)

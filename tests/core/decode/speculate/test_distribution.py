@@ -21,7 +21,7 @@ from llmctl.spec.model import ModelConfig
 from llmctl.spec.sample import Sampling
 
 VOCAB, TEXTS = 6, 6000
-WARM = Sampling(temperature=1.5, top_k=5, top_p=0.98, max_tokens=5)  # after the first two tokens, two are guessed
+WARM = Sampling(temperature=1.5, top_k=5, top_p=0.98, max_tokens=6)  # after the first three tokens, two are guessed
 
 
 def tiny(seed, layers=1):
@@ -30,7 +30,7 @@ def tiny(seed, layers=1):
 
 
 def p_value(model, source):
-    """That the third and fourth tokens of so many texts are distributed as the model has them: by chi-square."""
+    """That the fourth and fifth tokens of so many texts are distributed as the model has them: by chi-square."""
     desk = GuessingDesk(model, source, TEXTS)
     chooser = Chooser(WARM, Rules(), VOCAB, None, frozenset())
     for number in range(TEXTS):
@@ -41,8 +41,8 @@ def p_value(model, source):
             texts.setdefault(id(event.wish), []).append(event.picked.id)
     assert desk.tally.drafted > TEXTS and 0.1 < desk.tally.share < 0.95
     counts = torch.zeros(VOCAB, VOCAB)
-    for _, _, third, fourth, _ in texts.values():
-        counts[third, fourth] += 1
+    for *_, fourth, fifth, _ in texts.values():
+        counts[fourth, fifth] += 1
     wanted = TEXTS * exact(model, chooser)
     assert float(counts[wanted == 0].sum()) == 0, "a token that the filters drop"
     common = wanted > 5  # rarer ones together
@@ -55,15 +55,15 @@ def p_value(model, source):
 
 @torch.inference_mode()
 def exact(model, chooser):
-    """(V, V): the probability of the third and the fourth token after [1, 4], over all first and second ones."""
+    """(V, V): the probability of the fourth and the fifth token after [1, 4], over all that may be before them."""
     texts, chance = torch.tensor([[1, 4]]), torch.ones(1)
-    for _ in range(4):
+    for _ in range(5):
         logits = model.head(model(texts))[:, -1].float()
         p = chooser.scores(logits, [None] * len(logits)).softmax(-1)
         chance = (chance[:, None] * p).flatten()
         every = torch.arange(VOCAB).repeat(len(texts))[:, None]
         texts = torch.cat((texts.repeat_interleave(VOCAB, 0), every), 1)
-    return chance.view(VOCAB**2, VOCAB, VOCAB).sum(0)
+    return chance.view(VOCAB**3, VOCAB, VOCAB).sum(0)
 
 
 WAYS = {

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from llmctl.core.decode.speculate.pace import REST, Pace, best_count, expected
-from llmctl.core.decode.speculate.tally import Tally
+from llmctl.core.decode.speculate.pace import PLAIN, REST, Pace, best_count, expected
+from llmctl.core.decode.speculate.tally import FEW, Tally
 from llmctl.spec.drafting import MOST
 
 
@@ -29,7 +29,7 @@ def test_more_is_guessed_where_guesses_are_better_or_cheaper():
 
 def test_a_pace_follows_its_guesses():
     pace = Pace(0, 0.1, 0.1)
-    assert pace.count() == 0  # to compare with
+    assert [pace.count() for _ in range(PLAIN)] == [0] * PLAIN
     first = pace.count()
     for _ in range(30):
         pace.told(4, 4)
@@ -38,9 +38,8 @@ def test_a_pace_follows_its_guesses():
         pace.told(4, 0)
     counts = [pace.count() for _ in range(2 * REST + 2)]
     assert counts == ([0] * REST + [1]) * 2  # it rests, and tries again
-    assert [Pace(5, 0.1, 0.1).count() for _ in range(2)] == [0, 0]
     fixed = Pace(5, 0.1, 0.1)
-    assert [fixed.count() for _ in range(3)] == [0, 5, 5]
+    assert [fixed.count() for _ in range(PLAIN + 2)] == [0] * PLAIN + [5, 5]
 
 
 def test_the_speedup_compares_passes_of_as_many_texts():
@@ -48,7 +47,8 @@ def test_the_speedup_compares_passes_of_as_many_texts():
     assert tally.speedup is None and tally.share == 0 and tally.a_pass == 0
     tally.passed(1, guessed=0, tokens=1, seconds=1.0)
     tally.passed(1, guessed=4, tokens=5, seconds=2.0)
-    tally.passed(2, guessed=4, tokens=4, seconds=9.0)  # of two texts nothing is known to compare with
-    assert tally.speedup == 2.0 and tally.a_pass == 10 / 4
-    tally.passed(2, guessed=0, tokens=2, seconds=3.0)
-    assert tally.speedup == (6 * 1.0 + 3 * 3.0) / (3 + 12)
+    assert tally.speedup is None  # too few to tell
+    tally.passed(FEW, guessed=4, tokens=4, seconds=9.0)  # of so many texts nothing is known to compare with
+    assert tally.speedup == 2.0 and tally.a_pass == 10 / (FEW + 2)
+    tally.passed(FEW, guessed=0, tokens=FEW, seconds=3.0)
+    assert tally.speedup == (6 * 1.0 + (4 + FEW) / FEW * 3.0) / (3 + 12)

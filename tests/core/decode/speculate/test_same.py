@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llmctl.core.decode.batch import Desk
+from llmctl.core.decode.ready import ready
 from llmctl.core.decode.rows import Rows
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.speculate.desk import GuessingDesk
@@ -49,6 +50,21 @@ def test_texts_are_those_without_guesses(kind, way):
         wanted = written(Desk(model, 4), sampling, eos=ENDS)
         assert written(desk_of(model, way, kind=kind), sampling, eos=ENDS) == wanted
     assert len({len(ids) for ids, _ in wanted}) > 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_native_step_guesses_and_checks_alike(way):
+    given, changes = WAYS[way]
+    model, draft = make_model(layers=4), None if changes is None else make_model(**{"layers": 4, **changes})
+    wanted = [written(Desk(make_model(layers=4), 4), sampling, eos=ENDS) for sampling in (GREEDY, WARM)]
+    for one in (model, draft):
+        if one is not None:
+            ready(one)  # where nothing can be built, by torch's kernels
+    source = source_of(Drafting(**given), model, draft)
+    for sampling, texts in zip((GREEDY, WARM), wanted, strict=True):
+        desk = GuessingDesk(model, source, 4)
+        assert written(desk, sampling, eos=ENDS) == texts
+        assert desk.tally.drafted
 
 
 def test_256_greedy_tokens_are_the_same_and_some_guesses_are_right():
