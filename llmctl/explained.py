@@ -46,20 +46,34 @@ def step_tables(console: "Console", picked: "Sequence[Picked]", texts: "Texts") 
         if (shown := one.shown) is not None:
             how = "the likeliest" if shown.greedy else "drawn"
             names = [f"{stage.name} {stage.setting}".strip().replace("_", " ") for stage in shown.stages]
+            if shown.worth:  # of a contrastive search
+                how, names = "the one of most worth", [*names, "alike", "worth"]
             rows = [
                 [
                     "→" if id == shown.chosen else "",
                     _quoted(texts(id)),
                     *(_chance(stage.chances[place]) for stage in shown.stages),
+                    *(f"{part[place]:.4f}" for part in (shown.alike, shown.worth) if part),
                 ]
                 for place, id in enumerate(shown.candidates)
             ]
-            rows.append(["", "tokens left", *(f"{stage.left:,}" for stage in shown.stages)])
+            rest = [""] * (len(names) - len(shown.stages))
+            rows.append(["", "tokens left", *(f"{stage.left:,}" for stage in shown.stages), *rest])
             yield console.table(f"token {shown.step + 1}: {how}", ["", "token", *names], rows)
 
 
-def branch_tables(console: "Console", tree: "Sequence[Branch]", texts: "Texts") -> "Iterator[rich.table.Table]":
-    """A table for each step of a search: its branches, those of the best scores first."""
+def branch_tables(
+    console: "Console", tree: "Sequence[Branch]", texts: "Texts", best: int = -1
+) -> "Iterator[rich.table.Table]":
+    """A table for each step of a search: its branches, those of the best scores first.
+
+    Args:
+        best: the branch that the text ends with whose way is shown by arrows; -1: none.
+    """
+    way = set()
+    while best >= 0:
+        way.add(best)
+        best = tree[best].parent
     told: list[str] = []
     for branch in tree:
         told.append((told[branch.parent] if branch.parent >= 0 else "") + texts(branch.id))
@@ -68,11 +82,16 @@ def branch_tables(console: "Console", tree: "Sequence[Branch]", texts: "Texts") 
         here = [(place, branch) for place, branch in enumerate(tree) if branch.step == step]
         here.sort(key=lambda one: (one[1].group, -one[1].score))
         rows = []
-        for _, branch in here:
+        for place, branch in here:
             before = told[branch.parent] if branch.parent >= 0 else ""
-            row = [_end(before), _quoted(texts(branch.id)), _chance(math.exp(branch.logprob))]
-            rows.append([*([branch.group + 1] if grouped else []), *row, f"{branch.score:.3f}", branch.fate])
-        columns = [*(["group"] if grouped else []), "after", "token", "chance", "score", "then"]
+            row = [
+                "→" if place in way else "",
+                _end(before),
+                _quoted(texts(branch.id)),
+                _chance(math.exp(branch.logprob)),
+            ]
+            rows.append([*row, *([branch.group + 1] if grouped else []), f"{branch.score:.3f}", branch.fate])
+        columns = ["", "after", "token", "chance", *(["group"] if grouped else []), "score", "then"]
         yield console.table(f"token {step + 1}: {len(here)} branches", columns, rows)
 
 
@@ -87,7 +106,11 @@ def _step(shown: "Explained", texts: "Texts") -> dict[str, Any]:
         "greedy": shown.greedy,
         "stages": [{"name": one.name, "setting": one.setting, "left": one.left} for one in shown.stages],
         "candidates": [
-            {**_named(id, texts), "chances": [stage.chances[place] for stage in shown.stages]}
+            {
+                **_named(id, texts),
+                "chances": [stage.chances[place] for stage in shown.stages],
+                **({"alike": shown.alike[place], "worth": shown.worth[place]} if shown.worth else {}),
+            }
             for place, id in enumerate(shown.candidates)
         ],
     }

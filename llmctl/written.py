@@ -62,7 +62,7 @@ class Texts:
         for number, one in enumerate(answer.completions):
             if one.tree and number:  # all texts of a search have one tree
                 break
-            tables = branch_tables(self.console, one.tree, self.names)
+            tables = branch_tables(self.console, one.tree, self.names, one.branch)
             for table in tables if one.tree else step_tables(self.console, one.picked, self.names):
                 self.console.show(table)
 
@@ -117,6 +117,8 @@ class Records:
         }
         if any(one.score is not None for one in answer.completions):
             columns["score"] = [one.score for one in answer.completions]
+        if any(one.tree for one in answer.completions):
+            columns["branch"] = [one.branch for one in answer.completions]
         if self.scored:
             columns["logprobs"] = [logprobs(one.picked, self.names) for one in answer.completions]
         if any(one.shown for completion in answer.completions for one in completion.picked):

@@ -84,17 +84,22 @@ def test_what_generation_config_says_is_done(call, t5, tmp_path):
     words.save_pretrained(tmp_path)
     said = {"decoder_start_token_id": 5, "forced_bos_token_id": 9, "eos_token_id": 1, "no_repeat_ngram_size": 2}
     (tmp_path / "generation_config.json").write_text(json.dumps({**said, "num_beams": 4}))
-    done = call("generate", tmp_path, "-p", PROMPTS[0], "--max-tokens", 12)
     other = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path)
-    other.generation_config.num_beams = 1
+    asked = ["generate", tmp_path, "-p", PROMPTS[0], "--max-tokens", 12]
     given = words(PROMPTS[0], return_tensors="pt", return_token_type_ids=False)
-    ids = other.generate(**given, max_new_tokens=12)[0, 1:]
-    assert done.out == words.decode(ids, skip_special_tokens=True)
-    assert "4 beams" in done.err
+    single = words.decode(other.generate(**given, max_new_tokens=12, num_beams=1)[0, 1:], skip_special_tokens=True)
+    done = call(*asked)
+    assert done.out == words.decode(other.generate(**given, max_new_tokens=12)[0, 1:], skip_special_tokens=True)
+    assert done.out != single and "beams" not in done.err
+    assert call(*asked, "--beams", 1).out == single
+    every = other.generate(**given, max_new_tokens=12, num_return_sequences=3)[:, 1:]
+    (record,) = records(call(*asked, "--n", 3, "--json").out)
+    assert record["completions"] == [words.decode(ids, skip_special_tokens=True) for ids in every]
+    assert record["score"] == sorted(record["score"], reverse=True)
     (tmp_path / "generation_config.json").unlink()  # as before there were any
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **said}))
-    assert call("generate", tmp_path, "-p", PROMPTS[0], "--max-tokens", 12)[:2] == (0, done.out)
+    assert call(*asked)[:2] == (0, single)
 
 
 def test_a_source_may_be_longer_than_relative_positions_were_trained_for(call, t5):

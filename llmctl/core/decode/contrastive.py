@@ -1,6 +1,8 @@
 """Contrastive search: each token is a likely one whose state is unlike those of the tokens before it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from llmctl.core.decode.batch import Desk, Event, Finish, Wish
 from llmctl.core.decode.beam_desk import check_numbers
+from llmctl.core.decode.explain import Explained
 from llmctl.core.decode.rows import Rows
 from llmctl.core.decode.rules import Rules
 from llmctl.core.model.cache import Cache
@@ -121,10 +124,12 @@ class ContrastiveDesk(Desk):
         if not self._wishes:
             return events
         before, live = self._scores, []
-        best, after = _chosen(self.rows, self._filtered(before), self.search)
+        best, after, weighed = _chosen(self.rows, self._filtered(before), self.search)
         for place, (wish, line, row) in enumerate(zip(self._wishes, self._lines, best, strict=True)):
             token = self.rows.texts[row][-1]
             (picked,) = wish.chooser.take(before[place : place + 1], [line], [token])
+            if picked.shown is not None:
+                picked = picked._replace(shown=weighed[place].shown(picked.shown))
             stops = token in wish.eos or (wish.stopped is not None and wish.stopped(token)) or line.done
             finish: Finish | None = "stop" if stops else "length" if line.step >= wish.limit else None
             if finish is None:
@@ -152,14 +157,44 @@ class ContrastiveDesk(Desk):
         return super()._bytes(rows * self.search.candidates, tokens + 1)
 
 
-def _chosen(rows: Watched, scores: Tensor, search: Search) -> tuple[list[int], Tensor]:
+class Weighed(NamedTuple):
+    """The candidates of one token.
+
+    Attributes:
+        ids: (k,) int64.
+        alike: (k,) float32, the greatest cosine of the state of each and that of a token before it.
+        worth: (k,) float32.
+    """
+
+    ids: Tensor
+    alike: Tensor
+    worth: Tensor
+
+    def shown(self, filtered: Explained) -> Explained:
+        """How the token was chosen, from what the filters did: of these alone, the one of most worth first."""
+        stages = [dict(zip(filtered.candidates, stage.chances, strict=True)) for stage in filtered.stages]
+        order = [at for at in self.worth.argsort(descending=True).tolist() if int(self.ids[at]) in stages[0]]
+        ids = self.ids[order].tolist()
+        return replace(
+            filtered,
+            candidates=tuple(ids),
+            stages=tuple(
+                replace(stage, chances=tuple(chances[id] for id in ids))
+                for stage, chances in zip(filtered.stages, stages, strict=True)
+            ),
+            alike=tuple(self.alike[order].tolist()),
+            worth=tuple(self.worth[order].tolist()),
+        )
+
+
+def _chosen(rows: Watched, scores: Tensor, search: Search) -> tuple[list[int], Tensor, list[Weighed]]:
     """Read each row's candidates, each in a row of its own, and choose.
 
     Args:
         scores: (B, V).
 
     Returns:
-        The rows that have read the chosen ones, and the scores (B * k, V) after all candidates.
+        The rows that have read the chosen ones, the scores (B * k, V) after all candidates, and those of each row.
     """
     chances, ids = scores.softmax(dim=-1).topk(min(search.candidates, scores.shape[1]), dim=-1)  # (B, k)
     check_numbers(chances[:, 0])
@@ -169,5 +204,6 @@ def _chosen(rows: Watched, scores: Tensor, search: Search) -> tuple[list[int], T
     fresh = torch.stack([states[-1] for states in rows.states]).view(*ids.shape, -1)  # (B, k, D)
     alike = torch.stack([(new @ states.T).amax(dim=-1) for new, states in zip(fresh, held, strict=True)])  # (B, k)
     worth = (1 - search.contrastive) * chances - search.contrastive * alike
-    best = worth.masked_fill(chances == 0, -torch.inf).argmax(dim=-1)  # a banned token is none, however unlike
-    return [row * count + at for row, at in enumerate(best.tolist())], after
+    worth = worth.masked_fill(chances == 0, -torch.inf)  # a banned token is none, however unlike
+    best = worth.argmax(dim=-1).tolist()
+    return [row * count + at for row, at in enumerate(best)], after, list(map(Weighed, ids, alike, worth))

@@ -43,6 +43,8 @@ class Explained:
         candidates: ids: the likeliest of the model, the likeliest after all filters, and the chosen one; by their
             chances after all filters, then by the model's.
         stages: the model's own chances, then those after each filter that changed something at this step.
+        alike: of a contrastive search, how like the state of each candidate is to one before it, the greatest cosine.
+        worth: and what the candidates were chosen by.
     """
 
     step: int
@@ -50,6 +52,8 @@ class Explained:
     greedy: bool
     candidates: tuple[int, ...]
     stages: tuple[Stage, ...]
+    alike: tuple[float, ...] = ()
+    worth: tuple[float, ...] = ()
 
 
 @torch.inference_mode()

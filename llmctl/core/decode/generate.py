@@ -34,6 +34,7 @@ class Completion:
         drafted: tokens that were guessed ahead of the model.
         accepted: those of them that it kept.
         tree: of a search, every branch, where that was asked for.
+        branch: of the last token, in it.
     """
 
     text: str
@@ -44,6 +45,7 @@ class Completion:
     drafted: int = 0
     accepted: int = 0
     tree: tuple[Any, ...] = ()
+    branch: int = -1
 
     @property
     def mean_logprob(self) -> float:

@@ -48,7 +48,7 @@ class Seeker(Scribe):
         for token in found.ids[:-1] if found.ids and found.ids[-1] in self.eos else found.ids:
             stream.push(token)
         stream.finish()
-        told = {"picked": found.picked, "score": found.score, "tree": tuple(quest.tree)}
+        told = {"picked": found.picked, "score": found.score, "tree": tuple(quest.tree), "branch": found.branch}
         return Completion(stream.text, found.finish, len(found.ids), **told)
 
     def _stream(self, before: Sequence[int]) -> TextStream:
