@@ -13,6 +13,7 @@ from torch import Tensor
 from llmctl.core.data.batch import IGNORE, Batch
 from llmctl.core.data.old import probe, read_old, rows_of
 from llmctl.core.decode.generate import generate
+from llmctl.core.decode.ready import ready
 from llmctl.core.decode.rules import Rules
 from llmctl.core.device import Place
 from llmctl.core.model.transformer import Transformer
@@ -70,12 +71,15 @@ class Judge:
         """What two models are worth: loss (nats a token), perplexity, accuracy of the first guess, tokens_per_second;
         of the second also kl, nats a token from the first's distribution to its own.
 
-        Speeds are measured by turns. Ids that one model has rows for and the other has not do not count.
+        Speeds are measured by turns, of models that are laid out as `generate` has them (`ready`), which they stay. Ids
+        that one model has rows for and the other has not do not count.
         """
         one, other = scores(before, after, (batch.to(self.place.device) for batch in self._rows()), self.place)
         if self.judging.speed_tokens:
             first = next(iter(self._rows()))
             speeds = [[], []]
+            for model in (before, after):
+                ready(model)
             for _ in range(ROUNDS):
                 for model, known in ((before, speeds[0]), (after, speeds[1])):
                     known.append(self._speed(model, first))
