@@ -136,6 +136,8 @@ def test_a_forced_word_is_begun_again_after_it_was_taken_back():
             choice.pick(scores(0), [line])
             choice.pick(scores(0), [twin])
         assert line.written == twin.written == [6, 7, 8, 0]
+    line.cut(0)
+    assert choice.pick(scores(3, 0), [line])[0].id == 3  # nothing is owed any more
 
 
 def test_where_the_rules_leave_nothing_the_text_ends():

@@ -71,6 +71,12 @@ def test_top_k_keeps_what_ties_with_the_last_one():
     assert sample.keep_top_k(logits, 2).isfinite().tolist() == [[True, True, True, False]]
 
 
+def test_top_p_stops_at_the_token_that_makes_the_sum_whole():
+    chances = torch.tensor([[0.25, 0.5, 0.125, 0.125]])
+    for p, wanted in ((0.5, 1), (0.51, 2), (0.75, 2), (0.875, 3), (0.999, 4)):
+        assert int((keep_top_p(chances.log(), p) > -torch.inf).sum()) == wanted
+
+
 @pytest.mark.parametrize("vocab", [64, 5000])
 def test_of_tokens_that_tie_at_the_border_as_many_are_kept_as_transformers_keeps_and_the_first(vocab):
     logits = torch.randn(3, vocab, generator=torch.Generator().manual_seed(3)).mul(2).round() / 2  # as bf16 often has
