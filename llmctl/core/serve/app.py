@@ -21,6 +21,7 @@ from llmctl.core.serve.embedder import Embedder
 from llmctl.core.serve.engine import Engine, Job, Told
 from llmctl.core.serve.gate import Gate
 from llmctl.core.serve.metrics import Metrics
+from llmctl.core.serve.post import Inbox, Post
 from llmctl.core.serve.refusal import Refusal
 from llmctl.core.serve.replies import Replies, vectors
 from llmctl.core.serve.respond import Events, Gone, Json, body_of, refused, until_gone
@@ -50,6 +51,7 @@ class Server:
 
     def __post_init__(self) -> None:
         self.metrics = Metrics()
+        self.post: Post | None = None
         self.began = int(time.time())
         self.spelling = Spelling(self.served.tokenizer)
 
@@ -81,16 +83,17 @@ class Server:
     async def _answer(self, request: Request, read: Callable[[object], schema.Ask]) -> Response:
         """Completions, whole or as a stream."""
         body = await self._body(request)
-        inbox: asyncio.Queue[list[Told]] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
+        inbox: Inbox = asyncio.Queue()
+        self.post = self.post or Post(asyncio.get_running_loop())
+        post = self.post
 
         def prepared() -> tuple[Job, Replies]:
             ask = read(_json(body))
             self.served.named(ask.model)
             prompts = self.served.prompts(ask)
             parts = self.served.parts(ask, prompts)
-            job = Job(parts, lambda told: loop.call_soon_threadsafe(inbox.put_nowait, told))
-            return job, self._replies(ask, prompts)
+            tell = post.at_once(inbox) if ask.stream else post.in_the_end(inbox, len(parts))
+            return Job(parts, tell), self._replies(ask, prompts)
 
         job, replies = await asyncio.to_thread(prepared)  # templates, tokens and grammars take time
         if replies.ask.echo and replies.ask.top is not None:
@@ -121,7 +124,7 @@ class Server:
             for work in self.served.scored(ids, replies.ask.top or 0):
                 replies.scored[number] += await asyncio.wrap_future(self.engine.work(work))
 
-    async def _gathered(self, job: Job, replies: Replies, inbox: "asyncio.Queue[list[Told]]") -> None:
+    async def _gathered(self, job: Job, replies: Replies, inbox: Inbox) -> None:
         left = len(job.parts)
         while left:
             for told in await inbox.get():
@@ -130,9 +133,7 @@ class Server:
                 replies.add(told)
                 left -= told.finish is not None
 
-    async def _stream(
-        self, request: Request, job: Job, replies: Replies, inbox: "asyncio.Queue[list[Told]]"
-    ) -> AsyncIterator[bytes]:
+    async def _stream(self, request: Request, job: Job, replies: Replies, inbox: Inbox) -> AsyncIterator[bytes]:
         """Events; those that have come up while the client took the last ones go together."""
         yield b"".join(map(_event, replies.opening())) or b": begun\n\n"
         left = len(job.parts)

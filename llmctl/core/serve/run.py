@@ -5,6 +5,7 @@ import contextlib
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,7 @@ from llmctl.core.serve.app import Server
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CONNECTIONS = 1000  # open at a time; beyond them uvicorn answers 503
+SWITCH = 0.0005  # seconds after which a thread lets another one run Python
 TIDY = 3.0  # seconds for refusals to be read, after those of --grace
 
 
@@ -30,6 +32,7 @@ def run(server: Server, listener: socket.socket, ready: Callable[[], None], say:
         Exception: what ended the model's thread, where a bug did.
     """
     logging.getLogger("uvicorn.error").addHandler(_Lines(say))
+    sys.setswitchinterval(SWITCH)  # or the model, back from a step, waits 5 ms while answers are written
     asyncio.run(_served(server, listener, ready, say))
 
 
