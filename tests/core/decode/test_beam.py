@@ -11,6 +11,8 @@ from llmctl.core.decode.beam import Branch
 from llmctl.core.decode.beam_desk import BeamDesk, Quest
 from llmctl.core.decode.choose import Chooser
 from llmctl.core.decode.guide import Grammar
+from llmctl.core.decode.native.engine import engine_of
+from llmctl.core.decode.native.rows import NativeRows
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.sample import stream_key
 from llmctl.core.decode.text import TextStream
@@ -84,6 +86,18 @@ def test_groups_of_beams_find_what_a_plain_search_of_everything_finds(groups, di
     assert [text.score for text in one.texts] == pytest.approx([score for _, score in wanted], abs=1e-4)
     firsts = {text.ids[0] for text in one.texts}
     assert groups == 1 or diversity < 5 or len(firsts) >= groups
+
+
+@pytest.mark.parametrize("kind", ["llama", "window"])
+def test_the_native_step_finds_what_torch_finds(kind):
+    prompts, eos = [PROMPT, [8, 1], list(range(20, 60))], set(range(0, 300, 11))
+    torchs = found(make_model(kind), Search(beams=4), prompts, 20, eos)
+    packed = make_model(kind)
+    engine_of(packed)
+    assert type(BeamDesk(packed, Search(beams=4).filled({})).rows) is NativeRows
+    for one, other in zip(found(packed, Search(beams=4), prompts, 20, eos), torchs, strict=True):
+        assert [text.ids for text in one.texts] == [text.ids for text in other.texts]
+        assert [text.score for text in one.texts] == pytest.approx([text.score for text in other.texts], abs=1e-4)
 
 
 def test_a_beam_for_every_text_finds_the_likeliest_of_all():
