@@ -104,7 +104,7 @@ def generate(
     from llmctl.core.decode.prompt import prompt_ids, special_stops, stop_ids
     from llmctl.core.decode.ready import left, ready
     from llmctl.core.decode.rules import Rules
-    from llmctl.core.decode.speculate.source import open_draft, source_of
+    from llmctl.core.decode.speculate.source import checked, sample_of, source_of
     from llmctl.core.decode.words import worded
     from llmctl.core.decode.writer import Manner, writer
     from llmctl.core.device import DTYPES, pick
@@ -121,6 +121,7 @@ def generate(
         raise UserError(
             "Guessing ahead is for texts that are written token by token.", "Leave --beams out.", Exit.USAGE
         )
+    guesser = checked(drafting, tokenizer, config) if drafting.on else None
     eos = stop_ids(tokenizer, config, checkpoint.generation) | special_stops(tokenizer, stop) | {*wording.stop_id}
     grammar = None if form is None else Grammar(tokenizer, eos, *form)
     for warning in grammar.warnings if grammar else ():
@@ -142,12 +143,10 @@ def generate(
         room = None if budget is None else left(loaded, place, budget, batch_size)
         source = None
         if drafting.on:
-            ids = () if first.error else prompt_ids(tokenizer, first.text, readable(loaded), special)
-            draft = None
-            if drafting.draft_model is not None:
-                draft = open_draft(drafting.draft_model, tokenizer, config, place.device, DTYPES.get(compute.dtype))
+            draft = None if guesser is None else guesser.model(place.device, DTYPES.get(compute.dtype))
+            if draft is not None:
                 ready(draft, stock)
-            source = source_of(drafting, loaded, draft, bits, rules.start, ids)
+            source = source_of(drafting, loaded, draft, bits, rules.start, sample_of(tokenizer, first.text))
         manner = Manner(
             sampling, rules, search, sampling.n, eos, stop, special, grammar, source, batch_size, bits, room
         )

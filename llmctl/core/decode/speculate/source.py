@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -19,6 +18,7 @@ from llmctl.spec.drafting import Accept, Drafting
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.sizes import crossed, layer_shapes
 
+FEWEST = 4  # layers of a model of which some are left out by themselves
 SAMPLE = 256  # tokens of a prompt by which layers to skip are chosen
 LOOKUP = 0.01  # what looking a guess up costs, in passes of the model
 
@@ -80,44 +80,43 @@ def source_of(
     return Source(lambda rows: SkipDrafter(rows, skipped), weight(left) / weight(config), **how)
 
 
-def open_draft(
-    path: Path, tokenizer: Tokenizer, config: ModelConfig, device: torch.device | str, dtype: torch.dtype | None
-) -> Transformer:
-    """A draft model, whose tokens are those of the model that it guesses for.
+def checked(drafting: Drafting, tokenizer: Tokenizer, config: ModelConfig) -> Checkpoint | None:
+    """The checkpoint of --draft-model, if one is named; what is wrong with the options is said before weights are read.
 
     Args:
-        tokenizer: of that model.
+        tokenizer: of the model that is guessed for.
         config: of that model.
 
     Raises:
-        UserError: its tokens are others, or it is of another kind.
+        UserError: the draft model's tokens are others, or it is of another kind; or the model cannot take back what it
+            has read, or has not the layers to skip.
     """
+    check_going_back(config)
+    if drafting.automatic and (config.kind != "decoder" or config.layers < FEWEST):
+        raise UserError(
+            f"--skip-layers auto chooses among the layers of a decoder of {FEWEST} or more.",
+            "Name them.",
+            Exit.MISMATCH,
+        )
+    drafting.skipped(config.layers)
+    path = drafting.draft_model
+    if path is None:
+        return None
     checkpoint = Checkpoint.open(path)
-    if checkpoint.config.kind != config.kind:
-        raise UserError(
-            f"--draft-model {path} is of kind {checkpoint.config.kind}, but the model is of kind {config.kind}.",
-            "Name a model of the same kind.",
-            Exit.MISMATCH,
-        )
-    if checkpoint.config.opens != config.opens and config.kind == "encoder-decoder":
-        raise UserError(
-            f"--draft-model {path} begins a text with token {checkpoint.config.opens}, the model with {config.opens}.",
-            "Name a model that was made with it.",
-            Exit.MISMATCH,
-        )
-    if checkpoint.config.vocab < tokenizer.size:
-        raise UserError(
-            f"--draft-model {path} has {checkpoint.config.vocab} tokens, the model's tokenizer {tokenizer.size}.",
-            "Name a model that was made with the same tokenizer, or use --lookup, which needs none.",
-            Exit.MISMATCH,
-        )
-    if said := other_tokens(checkpoint.tokenizer(), tokenizer):
-        raise UserError(
-            f"--draft-model {path} has other tokens than the model: {said}.",
-            "Name a model that was made with the same tokenizer, or use --lookup, which needs none.",
-            Exit.MISMATCH,
-        )
-    return checkpoint.model(device, dtype)
+    found = checkpoint.config
+    check_going_back(found)
+    hint = "Name a model that was made with the same tokenizer, or use --lookup."
+    if found.kind != config.kind:
+        said = f"is of kind {found.kind}, but the model is of kind {config.kind}"
+    elif config.kind == "encoder-decoder" and found.opens != config.opens:
+        said = f"begins a text with token {found.opens}, the model with {config.opens}"
+    elif found.vocab < tokenizer.size:
+        said = f"has {found.vocab} tokens, the model's tokenizer {tokenizer.size}"
+    elif differing := other_tokens(checkpoint.tokenizer(), tokenizer):
+        said = f"has other tokens than the model: {differing}"
+    else:
+        return checkpoint
+    raise UserError(f"--draft-model {path} {said}.", hint, Exit.MISMATCH)
 
 
 def other_tokens(mine: Tokenizer, theirs: Tokenizer) -> str:
@@ -150,12 +149,19 @@ def weight(config: ModelConfig) -> int:
     return config.layers * sum(math.prod(shape) for shape in shapes) + config.vocab * config.width
 
 
+def sample_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The beginning of a text by which layers to skip can be chosen; [] of one that is no text."""
+    try:
+        return tokenizer.encode(text[: 8 * SAMPLE])[:SAMPLE]
+    except UserError:
+        return []
+
+
 def chosen_layers(model: Transformer, sample: Sequence[int]) -> frozenset[int]:
-    """Half of the layers, those that change a text least."""
-    if model.config.kind != "decoder" or model.config.layers < 4:
-        raise UserError(
-            "--skip-layers auto chooses among the layers of a decoder of 4 or more.", "Name them.", Exit.MISMATCH
-        )
-    device = next(model.parameters()).device
-    tokens = torch.tensor([list(sample[:SAMPLE])], device=device)
-    return least_layers(model, tokens, model.config.layers // 2)
+    """Half of the layers: those that change a text least, or without a text those in the middle."""
+    layers, count = model.config.layers, model.config.layers // 2
+    tokens = [token for token in sample if token < model.config.vocab][:SAMPLE]
+    if len(tokens) < 2:
+        first = (layers - count) // 2
+        return frozenset(range(first, first + count))
+    return least_layers(model, torch.tensor([tokens], device=next(model.parameters()).device), count)

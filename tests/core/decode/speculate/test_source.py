@@ -9,7 +9,7 @@ import torch
 from llmctl.core.checkpoint.directory import save_checkpoint
 from llmctl.core.decode.rows import Rows
 from llmctl.core.decode.speculate.skip import least_layers, without_layers
-from llmctl.core.decode.speculate.source import open_draft, other_tokens, source_of
+from llmctl.core.decode.speculate.source import checked, other_tokens, sample_of, source_of
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.drafting import Drafting
@@ -36,20 +36,37 @@ def test_a_draft_model_of_other_tokens_or_another_kind_is_a_misfit(byte_bpe, byt
         ("draft", make_model(vocab=320), byte_bpe),
         ("other", make_model(), byte_fallback),
         ("small", make_model(vocab=270), byte_bpe),
+        ("sums", make_model(attention="linear"), byte_bpe),
     ):
         saved[name] = tmp_path / name
         saved[name].mkdir()
         save_checkpoint(saved[name], model, model.config)
         tokenizer.save(saved[name])
-    config = make_model().config
-    assert open_draft(saved["draft"], byte_bpe, config, "cpu", None).config.vocab == 320  # padded otherwise
-    for name, said in (("other", "has other tokens than the model"), ("small", "270 tokens")):
+    config = make_model(layers=4).config
+
+    def asked(name, config=config):
+        return checked(Drafting(draft_model=saved[name]), byte_bpe, config)
+
+    assert asked("draft").model().config.vocab == 320  # padded otherwise
+    for name, said in (("other", "has other tokens than the model"), ("small", "270 tokens"), ("sums", "linear")):
         with pytest.raises(UserError, match=said) as caught:
-            open_draft(saved[name], byte_bpe, config, "cpu", None)
+            asked(name)
         assert caught.value.code == Exit.MISMATCH
-    both = replace(config, kind="encoder-decoder", position="relative")
     with pytest.raises(UserError, match="of kind decoder, but the model is of kind encoder-decoder"):
-        open_draft(saved["draft"], byte_bpe, both, "cpu", None)
+        asked("draft", replace(config, kind="encoder-decoder", position="relative"))
+
+
+def test_what_a_model_cannot_do_is_said_before_its_weights_are_read(byte_bpe):
+    config = make_model(layers=4).config
+    assert checked(Drafting(lookup=True), byte_bpe, config) is None
+    assert checked(Drafting(skip_layers=("auto",)), byte_bpe, config) is None
+    for drafting, changes, said in (
+        (Drafting(lookup=True), {"attention": "linear"}, "linear attention"),
+        (Drafting(skip_layers=("3-5",)), {}, "names layer 5"),
+        (Drafting(skip_layers=("auto",)), {"layers": 2}, "4 or more"),
+    ):
+        with pytest.raises(UserError, match=said):
+            checked(drafting, byte_bpe, replace(config, **changes))
 
 
 def test_a_model_without_layers_is_that_model_with_those_layers_passed_by():
@@ -95,8 +112,13 @@ def test_layers_are_chosen_that_change_least():
     assert least_layers(model, text, 2) == {1, 4}
     drafter = source_of(Drafting(skip_layers=("auto",)), model, sample=text[0].tolist()).make(Rows(model))
     assert {1, 4} < drafter.skipped and len(drafter.skipped) == 3
-    with pytest.raises(UserError, match="4 or more"):
-        source_of(Drafting(skip_layers=("auto",)), make_model(), sample=[1, 2])
+    assert source_of(Drafting(skip_layers=("auto",)), model).make(Rows(model)).skipped == {1, 2, 3}  # no text to see
+
+
+def test_a_sample_is_the_beginning_of_a_text(byte_bpe):
+    assert sample_of(byte_bpe, "the list") == byte_bpe.encode("the list")
+    assert len(sample_of(byte_bpe, "zq" * 5000)) == 256
+    assert sample_of(byte_bpe, "\ud800") == []
 
 
 def test_the_cost_of_a_guess_is_the_share_of_the_model_that_it_reads():
