@@ -59,6 +59,14 @@ def generate(
         "Type in which keys and values of earlier tokens are kept, but for those of the last 32; auto: as computed. "
         "Less memory for long texts, and slower.",
     ] = "auto",
+    cache_prompt: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep what the model makes of the first prompt, its keys and values, in a file; where there is one, "
+            "what prompts share with it is not read again.",
+        ),
+    ] = None,
 ) -> None:
     """Continue prompts with a model, or answer them with an encoder-decoder.
 
@@ -100,6 +108,7 @@ def generate(
     from llmctl.core.checkpoint.directory import Checkpoint
     from llmctl.core.data.requests import Request, read_requests
     from llmctl.core.decode.answer import answers, readable
+    from llmctl.core.decode.cached import kept, unkept
     from llmctl.core.decode.guide import Grammar
     from llmctl.core.decode.prompt import prompt_ids, special_stops, stop_ids
     from llmctl.core.decode.ready import left, ready
@@ -117,6 +126,8 @@ def generate(
     tokenizer = checkpoint.tokenizer()
     rules = worded(Rules.of(said, config), wording, tokenizer, config.vocab)
     search, sampling = search.settled(sampling, said, drafting.on)
+    if cache_prompt is not None and (why := unkept(config, bits, search.strategy)):
+        raise UserError(f"--cache-prompt: {why}.", "Leave it out.", Exit.MISMATCH)
     if drafting.on and search.strategy != "tokens":
         raise UserError(
             "Guessing ahead is for texts that are written token by token.", "Leave --beams out.", Exit.USAGE
@@ -151,6 +162,12 @@ def generate(
             sampling, rules, search, sampling.n, eos, stop, special, grammar, source, batch_size, bits, room
         )
         writing = writer(loaded, tokenizer, manner)
+        if cache_prompt is not None and not first.error:
+            ids = prompt_ids(tokenizer, first.text, readable(loaded), special)
+            prefix, note = kept(cache_prompt, path, loaded, ids)
+            writing.desk.rows.prefixes += [] if prefix is None else [prefix]
+            if note:
+                console.warn(f"--cache-prompt: {note}")
         names, told = Names(tokenizer), sampling.logprobs is not None
         records = shown.json or first.record is not None or told
         if records:

@@ -184,11 +184,13 @@ class Person:
 
     def ends(self):
         """The exit code."""
-        try:
-            while os.read(self.ours, 1 << 16):
-                pass
-        except OSError:
-            pass
+        end = time.monotonic() + 60
+        while select.select([self.ours], [], [], max(0.0, end - time.monotonic()))[0]:
+            try:
+                if not os.read(self.ours, 1 << 16):
+                    break
+            except OSError:
+                break
         os.close(self.ours)
         return self.process.wait(30)
 
@@ -257,6 +259,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(person):
 def test_sigterm_ends_the_program(person):
     one = person(*SHORT)
     one.sees(">>> ")
+    one.waits(0.2)  # the prompt is shown a moment before a line is waited for
     os.kill(one.process.pid, signal.SIGTERM)
     assert one.ends() == 130
 
