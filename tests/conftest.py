@@ -23,7 +23,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     steering = ("LLMCTL_", "NO_COLOR", "FORCE_COLOR", "GITHUB_ACTIONS", "COLUMNS", "PYTHONWARNINGS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
     paths = [str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]
-    return kept | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "2", "TERM": "xterm"} | dict(extra or {})
+    return {"OMP_NUM_THREADS": "2"} | kept | {"PYTHONPATH": os.pathsep.join(paths), "TERM": "xterm"} | dict(extra or {})
 
 
 @pytest.fixture
