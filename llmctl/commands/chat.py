@@ -10,13 +10,15 @@ from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, expand, model_path
 from llmctl.spec.chat import Talking, read_talk
 from llmctl.spec.sample import KV_BITS, KvDtype
-from llmctl.spec.tasks import suited
+from llmctl.spec.tasks import check_kv, suited
+from llmctl.spec.wording import Wording
 
 
 @expand
 def chat(
     model: Annotated[Path, typer.Argument(help="Checkpoint directory.")],
     sampling: Talking,
+    wording: Wording,
     compute: Compute,
     shown: Shown,
     system: Annotated[str | None, "What the system says before the conversation."] = None,
@@ -65,6 +67,8 @@ def chat(
 
     config = within(path, read_config(path))
     suited("chat", config, path)
+    bits = KV_BITS[kv_dtype]
+    check_kv(kv_dtype, config, path)
     messages = [] if load is None else read_talk(load)
     if system is not None:
         given = bool(messages) and messages[0]["role"] == "system"
@@ -74,8 +78,10 @@ def chat(
     from llmctl.conversation import Conversation, answer_lines
     from llmctl.core.checkpoint.directory import Checkpoint
     from llmctl.core.decode.prompt import special_stops, stop_ids
+    from llmctl.core.decode.ready import ready
     from llmctl.core.decode.rules import Rules
     from llmctl.core.decode.talk import Talk, check_opening, continued
+    from llmctl.core.decode.words import worded
     from llmctl.core.device import DTYPES, pick
     from llmctl.core.text.chat import chat_of, own_template
 
@@ -90,14 +96,18 @@ def chat(
     layout = chat_of(tokenizer, chat_template) if template else None
     lay = continued(tokenizer, config) if layout is None else layout.ids
     check_opening(lay, messages[: bool(messages) and messages[0]["role"] == "system"], config.context)
-    eos = stop_ids(tokenizer, config, checkpoint.generation) | special_stops(tokenizer, stop)
+    rules = worded(Rules.of(said, config), wording, tokenizer, config.vocab)
+    eos = stop_ids(tokenizer, config, checkpoint.generation) | special_stops(tokenizer, stop) | {*wording.stop_id}
     eos |= frozenset() if layout is None or layout.turn_end is None else {layout.turn_end}
     person = not shown.json and sys.stdin is not None and sys.stdin.isatty()
     if person:
         console.say(f"{path}: /help lists the commands, Ctrl-D ends.")
     place = pick(compute.device, compute.dtype, compute.threads)
     loaded = checkpoint.model(place.device, DTYPES.get(compute.dtype))
-    how = {"rules": Rules.of(said, checkpoint.config), "stops": stop, "seed": seed, "kv_bits": KV_BITS[kv_dtype]}
+    slower = ready(loaded, bool(bits))
+    if slower:
+        console.say(f"{path} is read by torch's kernels, not by the faster native step: {slower}.")
+    how = {"rules": rules, "stops": stop, "seed": seed, "kv_bits": bits}
     talk = Talk(loaded, tokenizer, lay, sampling.after(said), eos, bare=layout is not None, **how)
     talk.restart(messages)
     if person:

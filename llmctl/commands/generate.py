@@ -16,7 +16,7 @@ from llmctl.spec.guide import Guiding
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.sample import KV_BITS, Format, KvDtype, Sampling
 from llmctl.spec.search import Search
-from llmctl.spec.tasks import suited
+from llmctl.spec.tasks import check_kv, suited
 from llmctl.spec.wording import Wording
 
 if TYPE_CHECKING:
@@ -97,12 +97,7 @@ def generate(
     config = within(path, read_config(path))
     suited("generate", config, path)
     bits = KV_BITS[kv_dtype]
-    if bits and config.attention == "linear":
-        raise UserError(f"--kv-dtype is {kv_dtype}, but {path} keeps sums, not keys and values.", "Leave it out.")
-    if bits == 4 and config.head_dim % 2:
-        raise UserError(
-            f"--kv-dtype int4 takes channels by twos, but {path} has heads of {config.head_dim}.", "Use int8."
-        )
+    check_kv(kv_dtype, config, path)
 
     from llmctl.console import Console
     from llmctl.core.checkpoint.directory import Checkpoint

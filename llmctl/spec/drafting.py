@@ -14,7 +14,9 @@ MOST = 32  # tokens guessed at a time; a cache with a window can take back twice
 
 @dataclass(frozen=True)
 class Drafting:
-    """Guessing ahead. What is written stays what the model writes; where guesses are right it comes sooner.
+    """Guessing ahead.
+
+    What is written stays what the model writes; where guesses are right it comes sooner.
 
     Raises:
         UserError: more than one source of guesses, options of guessing without one, or a value out of range.

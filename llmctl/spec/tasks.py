@@ -4,6 +4,7 @@ from typing import Literal
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.model import Kind, ModelConfig
+from llmctl.spec.sample import KV_BITS, KvDtype
 
 Task = Literal["generate", "chat", "eval-ppl", "fill-mask", "embed", "classify"]
 
@@ -54,6 +55,24 @@ def suited(task: Task, config: ModelConfig, name: object) -> None:
         raise UserError(f"{name} has no head that scores tokens; {has(config)}.", _other(config), Exit.MISMATCH)
     if task == "classify" and config.classifier == "none":
         raise UserError(f"{name} has no head that scores labels; {has(config)}.", _other(config), Exit.MISMATCH)
+
+
+def check_kv(wanted: KvDtype, config: ModelConfig, name: object) -> None:
+    """Check that a model's keys and values can be kept in a type.
+
+    Args:
+        name: of the checkpoint, for the error.
+
+    Raises:
+        UserError: it has none, or not of an even number of channels.
+    """
+    bits = KV_BITS[wanted]
+    if bits and config.attention == "linear":
+        raise UserError(f"--kv-dtype is {wanted}, but {name} keeps sums, not keys and values.", "Leave it out.")
+    if bits == 4 and config.head_dim % 2:
+        raise UserError(
+            f"--kv-dtype int4 takes channels by twos, but {name} has heads of {config.head_dim}.", "Use int8."
+        )
 
 
 def has(config: ModelConfig) -> str:
