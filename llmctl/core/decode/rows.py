@@ -57,6 +57,7 @@ class Rows:
         self._cache: Cache | None = None
         self._memory: Memory | None = None
         self._recorded = Recorded(model) if self.device.type == "cuda" else None
+        self._ways: dict[frozenset[int], tuple[Transformer, Recorded | None]] = {}  # by the layers that are passed by
         self._sources: list[int] = []  # of an encoder-decoder, numbers of the sources in it
 
     def __len__(self) -> int:
@@ -137,7 +138,12 @@ class Rows:
 
     def skip(self, layers: frozenset[int]) -> None:
         """Have what is read from now on pass these layers by; none: go through all again."""
-        self.model = without_layers(self._full, layers) if layers else self._full
+        if not self._ways:
+            self._ways[frozenset()] = self._full, self._recorded
+        if layers not in self._ways:
+            model, whole = without_layers(self._full, layers), self._ways[frozenset()][1]
+            self._ways[layers] = model, None if whole is None else Recorded(model, whole.record, whole.after)
+        self.model, self._recorded = self._ways[layers]
 
     @torch.inference_mode()
     def keep(self, places: Sequence[int]) -> None:

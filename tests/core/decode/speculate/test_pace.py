@@ -45,10 +45,11 @@ def test_a_pace_follows_its_guesses():
 def test_the_speedup_compares_passes_of_as_many_texts():
     tally = Tally()
     assert tally.speedup is None and tally.share == 0 and tally.a_pass == 0
+    tally.passed(1, guessed=0, tokens=1, seconds=50.0)  # memory is cold
     tally.passed(1, guessed=0, tokens=1, seconds=1.0)
     tally.passed(1, guessed=4, tokens=5, seconds=2.0)
     assert tally.speedup is None  # too few to tell
     tally.passed(FEW, guessed=4, tokens=4, seconds=9.0)  # of so many texts nothing is known to compare with
-    assert tally.speedup == 2.0 and tally.a_pass == 10 / (FEW + 2)
+    assert tally.speedup == 2.0 and tally.a_pass == 11 / (FEW + 3)
     tally.passed(FEW, guessed=0, tokens=FEW, seconds=3.0)
     assert tally.speedup == (6 * 1.0 + (4 + FEW) / FEW * 3.0) / (3 + 12)

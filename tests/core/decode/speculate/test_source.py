@@ -7,6 +7,7 @@ import tokenizers
 import torch
 
 from llmctl.core.checkpoint.directory import save_checkpoint
+from llmctl.core.decode.graph import Recorded
 from llmctl.core.decode.rows import Rows
 from llmctl.core.decode.speculate.skip import least_layers, without_layers
 from llmctl.core.decode.speculate.source import checked, other_tokens, sample_of, source_of
@@ -100,6 +101,22 @@ def test_reading_on_without_layers_leaves_no_trace():
     rows.cut([3, 4])
     after = [part for layer in range(4) for row in range(2) for part in rows._cache.held(row, layer)]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_steps_that_are_recorded_are_so_for_the_layers_that_they_pass_through():
+    model = make_model(layers=4)
+    plain, rows = Rows(model), Rows(model)
+    rows._recorded = Recorded(model, lambda work: work, after=0)
+    for one in (plain, rows):
+        one.add([[5, 9, 3], [7, 8, 1, 2]])
+    for layers in (set(), {1, 2}, set(), {1, 2}, {3}, set()):
+        found = []
+        for one in (plain, rows):
+            one.skip(frozenset(layers))
+            found += [one.step([4, 4]), one.step([6, 2])]
+            one.cut([3, 4])
+        assert torch.allclose(found[0], found[2], atol=1e-5) and torch.allclose(found[1], found[3], atol=1e-5)
+    assert len({id(recorded) for _, recorded in rows._ways.values()}) == 3
 
 
 def test_layers_are_chosen_that_change_least():
