@@ -29,8 +29,8 @@ def bench(
     """Measure how fast a model reads a prompt and writes after it, for each type of arithmetic and each way.
 
     Ways take turns, so that a busy machine slows all alike, and in each turn the model is loaded anew. Shares are of
-    what this machine's memory and matrix products were measured to reach, with as many threads. In a report, the first
-    way's figures come first; `runs` has those of all.
+    what this machine's memory and matrix products were measured to reach with as many threads; a model that fits in a
+    cache may pass them. In a report the first way's figures come first, and `runs` has those of all.
     """
     path = model_path(model)
     from llmctl.spec.families import read_config, read_config_json
@@ -52,7 +52,7 @@ def bench(
 
     from llmctl.console import Console
     from llmctl.core.checkpoint.directory import Checkpoint
-    from llmctl.core.decode.bench import ENGINES, Way, bandwidth, speeds, turns
+    from llmctl.core.decode.bench import ENGINES, Limits, Way, speeds, turns
     from llmctl.core.decode.rules import Rules
     from llmctl.core.device import DTYPES, pick
 
@@ -63,8 +63,9 @@ def bench(
     ways = [Way(name, dtype) for dtype in dtypes for name in benching.engine or ENGINES]
     found: dict[Way, list[Turn]] = {way: [] for way in ways}
     closed: dict[str, str] = {}
+    limits = Limits(place)
     with console.progress(benching.rounds * len(ways), "turns", "bench") as progress:
-        every = turns(lambda dtype: checkpoint.model(place.device, dtype), ways, benching, place, start)
+        every = turns(lambda dtype: checkpoint.model(place.device, dtype), ways, benching, limits, start)
         for done, (way, turn) in enumerate(every, 1):
             if isinstance(turn, str):
                 closed.setdefault(way.engine, turn)
@@ -76,7 +77,7 @@ def bench(
         console.say(f"{path} is not measured with --engine {name}: {reason}.")
     if not found:
         raise UserError(f"{path} cannot be computed with --engine {benching.engine[0]}.", "Use --engine stock.")
-    made = speeds(found, benching, config, place)
+    made = speeds(found, benching, config, limits)
     report: dict[str, Any] = {
         "model": str(path),
         **{name: getattr(made[0], name) for name in SHOWN},
@@ -86,10 +87,10 @@ def bench(
         "prompt_tokens": benching.prompt_tokens,
         "new_tokens": benching.new_tokens,
         "rounds": benching.rounds,
-        "bytes_per_second": bandwidth(place.device, torch.get_num_threads()),
+        "bytes_per_second": limits.bandwidth,
         "runs": [asdict(one) for one in made],
     }
-    console.report(report, None if shown.json else console.table(str(path), COLUMNS, map(_cells, made)))
+    console.report(report, None if shown.json else console.table(f"{path}: tokens/s", COLUMNS, map(_cells, made)))
     if fail_under is not None and not made[0].decode_tokens_per_second >= fail_under:
         raise UserError(
             f"{made[0].decode_tokens_per_second:.4g} tokens a second are decoded, under --fail-under {fail_under:g}.",
@@ -97,14 +98,14 @@ def bench(
         )
 
 
-COLUMNS = (
-    "engine", "dtype", "rows", "prefill tok/s", "of arithmetic", "decode tok/s", "of memory", "first token s",
-    "load s", "GiB",
-)  # fmt: skip
+COLUMNS = ("engine", "dtype", "rows", "prefill", "of FLOP/s", "decode", "of GB/s", "first s", "load s", "GiB")
 
 
 def _cells(one: Speed) -> tuple[object, ...]:
-    read, written = (f"{value:.1f}" for value in (one.prefill_tokens_per_second, one.decode_tokens_per_second))
+    read, written = (
+        f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+        for value in (one.prefill_tokens_per_second, one.decode_tokens_per_second)
+    )
     shares = (f"{100 * share:.0f} %" for share in (one.flops_share, one.bandwidth_share))
     last = (f"{one.time_to_first_token:.3f}", f"{one.load_seconds:.2f}", f"{one.peak_memory / 2**30:.2f}")
     used, got = shares

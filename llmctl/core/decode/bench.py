@@ -2,9 +2,8 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -25,6 +24,7 @@ from llmctl.spec.sizes import forward_flops
 
 OPENING = 16  # tokens before those that are decoded
 SPAN = 1 << 28  # bytes that are read to measure memory: more than caches hold
+SIDE = 2048  # of the matrices whose product measures arithmetic
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 Start = Sequence[int]  # what the decoder of an encoder-decoder begins with
@@ -66,11 +66,43 @@ class Turn:
     weights: int
 
 
+class Limits:
+    """What this machine's memory and arithmetic were measured to reach, the best of all times that they were asked.
+
+    Attributes:
+        bandwidth: bytes a second that memory gives to as many threads as compute.
+    """
+
+    def __init__(self, place: Place):
+        self.place, self.bandwidth = place, 0.0
+        self._flops: dict[torch.dtype, float] = {}
+
+    def measure(self, dtypes: Iterable[torch.dtype]) -> None:
+        """Once more."""
+        numbers = torch.ones(SPAN // 4, device=self.place.device)
+        self.bandwidth = max(self.bandwidth, numbers.nbytes / min(self._seconds(numbers.sum) for _ in range(4)))
+        for dtype in {torch.float32, *dtypes}:
+            square = torch.ones(SIDE, SIDE, device=self.place.device, dtype=dtype)
+            found = 2 * SIDE**3 / min(self._seconds(lambda a=square: a @ a) for _ in range(2))
+            self._flops[dtype] = max(self._flops.get(dtype, 0.0), found)
+        del numbers, square
+        trim()  # else it would count as the model's
+
+    def flops(self, dtype: torch.dtype) -> float:
+        """Operations a second of a matrix product in that type, or in float32 where that is faster."""
+        known = replace(self.place, dtype=dtype).peak_flops() if self.place.device.type == "cuda" else 0.0
+        return max(known, self._flops[dtype], self._flops[torch.float32])
+
+    def _seconds(self, work: Callable[[], object]) -> float:
+        self.place.synchronize()
+        return _timed(lambda: (work(), self.place.synchronize()))
+
+
 def turns(
     opened: Callable[[torch.dtype | None], Transformer],
     ways: Sequence[Way],
     benching: Benching,
-    place: Place,
+    limits: Limits,
     start: Start = (),
 ) -> Iterator[tuple[Way, Turn | str]]:
     """Measure each way in turn, over and over, so that a machine that others use slows all alike.
@@ -79,16 +111,23 @@ def turns(
 
     Args:
         opened: gives the model in a dtype, None for its own.
+        limits: measured in each round, too.
 
     Returns:
         A way and its turn; or why it is not open to the model, as the end of a sentence, and it is not tried again.
     """
     closed: set[Way] = set()
+    known = {way.dtype for way in ways if way.dtype is not None}
     for _ in range(benching.rounds):
+        limits.measure(known)
         for way in ways:
             if way not in closed:
-                turn = _turn(opened, way, benching, place, start)
-                closed |= {way} if isinstance(turn, str) else set()
+                turn = _turn(opened, way, benching, limits.place, start)
+                if isinstance(turn, str):
+                    closed.add(way)
+                elif turn.dtype not in known:
+                    known.add(turn.dtype)
+                    limits.measure(known)
                 yield way, turn
                 gc.collect()
                 trim()
@@ -122,7 +161,7 @@ def _turn(
     return Turn(dtype, first, steps, load, _peak(place), weights)
 
 
-def speeds(found: dict[Way, list[Turn]], benching: Benching, config: ModelConfig, place: Place) -> list[Speed]:
+def speeds(found: dict[Way, list[Turn]], benching: Benching, config: ModelConfig, limits: Limits) -> list[Speed]:
     """What the turns of each way come to, by way and number of rows."""
     made, names = [], {dtype: name for name, dtype in DTYPES.items()}
     for way, every in found.items():
@@ -144,8 +183,8 @@ def speeds(found: dict[Way, list[Turn]], benching: Benching, config: ModelConfig
                     load_seconds=median(turn.load for turn in every),
                     peak_memory=max(turn.memory for turn in every),
                     bytes_per_step=read,
-                    bandwidth_share=read / step / bandwidth(place.device, torch.get_num_threads()),
-                    flops_share=flops * benching.prompt_tokens / first / replace(place, dtype=dtype).peak_flops(),
+                    bandwidth_share=read / step / limits.bandwidth,
+                    flops_share=flops * benching.prompt_tokens / first / limits.flops(dtype),
                 )
             )
     return made
@@ -157,19 +196,6 @@ def read_by_a_step(model: Transformer) -> int:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     own = [one for name, one in tensors if one is tied or not name.startswith(("embed.", "encoder"))]
     return sum(one.nbytes for one in own)
-
-
-@lru_cache
-def bandwidth(device: torch.device, threads: int) -> float:
-    """Bytes a second that memory gives to so many threads that read it from end to end."""
-    numbers = torch.ones(SPAN // 4, device=device)
-    place = Place(device, torch.float32)
-
-    def read() -> None:
-        numbers.sum()
-        place.synchronize()
-
-    return numbers.nbytes / min(_timed(read) for _ in range(8))
 
 
 def _chosen(scores: Tensor) -> list[int]:
