@@ -34,8 +34,11 @@ def test_the_likeliest_token_is_taken_of_those_that_have_one_and_of_several_the_
     assert chooser(Sampling()).pick(torch.zeros(1, VOCAB), [Line(0, (1,), 5)])[0].id == 0
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0), Sampling(presence_penalty=1.0)], ids=repr)
-def test_scores_that_are_not_numbers_are_an_error(sampling):
+@pytest.mark.parametrize(
+    "option", ["temperature", "top_k", "top_p", "min_p", "typical_p", "eta_cutoff", "presence_penalty"]
+)
+def test_scores_that_are_not_numbers_are_an_error(option):
+    sampling = Sampling(**{option: 1 if option in ("temperature", "top_k") else 0.5})
     logits = scores(3, rows=2)
     logits[1, 5] = math.nan
     with pytest.raises(UserError, match="NaN"):
