@@ -44,12 +44,19 @@ class Talking(Sampling):
         """With what generation_config.json says of sampling, where nobody has said anything else.
 
         It is heard only if it asks for sampling (do_sample) and no temperature was given.
+
+        Raises:
+            UserError: it says what cannot be.
         """
         if not self._left_open or said.get("do_sample") is not True:
             return self
         free = [name for name in HEARD if name == "temperature" or getattr(self, name) == getattr(Sampling, name)]
         made = {name: said[name] for name in free if type(said.get(name)) in (int, float)}
-        return dataclasses.replace(self, **{"temperature": 1.0, **made})
+        try:
+            return dataclasses.replace(self, **{"temperature": 1.0, **made})
+        except UserError as error:
+            told = f"generation_config.json: {error.problem}"
+            raise UserError(told, "Mend it, or say yourself how tokens are chosen: --temperature 1") from error
 
 
 def read_talk(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from llmctl.core.decode.ready import ready
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.talk import Talk, continued
 from llmctl.core.model.init import initialise
@@ -23,10 +24,11 @@ KINDS = {
 }
 
 
-def talker(kind="llama", context=LONG, layout="chatml", **how):
+def talker(kind="llama", context=LONG, layout="chatml", native=False, **how):
     tokenizer = made("byte level")
     config = replace(KINDS[kind], vocab=tokenizer.size + 7, context=context)
     model = initialise(Transformer(config), seed=5).eval()
+    ready(model, not native)
     lay = continued(tokenizer, config) if layout is None else chat_of(tokenizer, layout).ids
     sampling = how.pop("sampling", Talking(temperature=1.5, max_tokens=12))
     eos = how.pop("eos", frozenset({tokenizer.id("<|im_end|>")}))
@@ -46,9 +48,10 @@ def said(pieces, talk):
     return text
 
 
+@pytest.mark.parametrize("native", [False, True], ids=["stock", "native"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_answer_is_as_if_all_had_been_read_anew(kind):
-    talk = talker(kind)
+def test_every_answer_is_as_if_all_had_been_read_anew(kind, native):
+    talk = talker(kind, native=native)
     talk.system = "Be terse."
     for turn in TURNS:
         twin = anew(talk)
