@@ -122,8 +122,8 @@ class Served:
         Raises:
             Refusal: no token of a prompt is foretold.
         """
-        if self.rules.start:
-            raise Refusal(f"{self.names[0]} answers texts and does not score them.", param="echo")
+        if self.rules.start or self.config.prefix_lm:
+            raise Refusal(f"{self.names[0]} does not foretell its prompts.", param="echo")
         return scored(self.model, ids, top, self.tokenizer.size, self.kv_bits)
 
     def _talk(self, ask: Ask) -> list[int]:
