@@ -35,27 +35,37 @@ def wanted() -> str | None:
 def library(target: str = "best") -> ctypes.CDLL:
     """The compiled library for this machine, built if need be: a few seconds.
 
-    Processes that build it at the same time do not disturb each other.
+    Processes that build it at the same time do not disturb each other. One that was built here before is taken even
+    where the compiler is gone.
 
     Raises:
         Unavailable: no compiler, or what it made cannot be loaded.
     """
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
-    if compiler is None:
-        raise Unavailable("there is no C++ compiler (c++, g++ or clang++)")
     flags = (*FLAGS, _target(target))
     text = b"".join((Path(__file__).parent / name).read_bytes() for name in SOURCES)
-    key = hashlib.sha256(repr((text, _version(compiler), flags, _cpu())).encode()).hexdigest()[:24]
+    name = f"step-{_digest(text, flags, _cpu())}"
     for folder in (_cache(), Path(tempfile.gettempdir()) / f"llmctl-{os.getuid()}"):
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if folder.stat().st_uid != os.getuid():
+                raise PermissionError(f"{folder} is another user's")
+            if compiler is None:
+                path = next(iter(sorted(folder.glob(f"{name}-*.so"))), None)
+            else:
+                path = folder / f"{name}-{_digest(_identity(compiler))}.so"
+            if path is None:
                 continue
-            path = folder / f"step-{key}.so"
             return _loaded(path) if path.exists() else _built(compiler, flags, path)
         except OSError as error:
             problem = error
-    raise Unavailable(f"it can neither be kept nor loaded ({problem})")
+    if compiler is None:
+        raise Unavailable("there is no C++ compiler (c++, g++ or clang++)")
+    raise Unavailable(f"its library can be neither kept nor loaded ({problem})")
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _built(compiler: str, flags: tuple[str, ...], path: Path) -> ctypes.CDLL:
@@ -118,17 +128,11 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmctl"
 
 
-@lru_cache
-def _version(compiler: str) -> str:
-    """What a compiler says of itself.
-
-    Raises:
-        Unavailable: nothing.
-    """
-    try:
-        return subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"{compiler} does not run ({error})") from None
+def _identity(compiler: str) -> tuple[str, int, int]:
+    """What tells a compiler from the one that stood in its place before: asking it takes longer."""
+    path = os.path.realpath(compiler)
+    found = os.stat(path)
+    return path, found.st_size, found.st_mtime_ns
 
 
 def _cpu() -> str:

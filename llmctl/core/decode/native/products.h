@@ -146,12 +146,15 @@ static void by_bytes(const Matrix& w, int64_t at, const Tokens& x, int64_t first
                 }
             }
         }
-        V scale = sixteen(w.scale, w.scale_kind, place), other = sixteen(w.scale, w.scale_kind, place + LANES);
-        for (int m = 0; m < M; m += 2) {
-            V low = 256.0f * (V)_mm512_cvtepi32_ps(a[m]) + (V)_mm512_cvtepi32_ps(a[m + 1]);
-            V high = 256.0f * (V)_mm512_cvtepi32_ps(b[m]) + (V)_mm512_cvtepi32_ps(b[m + 1]);
-            store(out[m / 2], low * scale + (g ? load(out[m / 2]) : V{}));
-            store(out[m / 2] + LANES, high * other + (g ? load(out[m / 2] + LANES) : V{}));
+        const __m512 scale = (__m512)sixteen(w.scale, w.scale_kind, place), high_bytes = _mm512_set1_ps(256);
+        const __m512 other = (__m512)sixteen(w.scale, w.scale_kind, place + LANES);
+        for (int m = 0; m < M; m += 2) {  // told step by step, so that any number of tokens gives the very same sums
+            float* to = out[m / 2];
+            const __m512 low = _mm512_fmadd_ps(high_bytes, _mm512_cvtepi32_ps(a[m]), _mm512_cvtepi32_ps(a[m + 1]));
+            const __m512 high = _mm512_fmadd_ps(high_bytes, _mm512_cvtepi32_ps(b[m]), _mm512_cvtepi32_ps(b[m + 1]));
+            _mm512_storeu_ps(to, _mm512_fmadd_ps(low, scale, g ? _mm512_loadu_ps(to) : _mm512_setzero_ps()));
+            to += LANES;
+            _mm512_storeu_ps(to, _mm512_fmadd_ps(high, other, g ? _mm512_loadu_ps(to) : _mm512_setzero_ps()));
         }
     }
 }

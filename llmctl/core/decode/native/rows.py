@@ -1,6 +1,6 @@
 """NativeRows: what Rows are, read by the native step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class NativeRows(Rows):
         """As `Rows.add`."""
         unique = list(dict.fromkeys(map(tuple, texts)))
         first = len(self)
+        self._check(map(len, unique))
         known = [self._begin(text) for text in unique]
         scores = self._read(range(first, len(self)), known, last=True)
         if len(texts) > len(unique):
@@ -91,6 +92,11 @@ class NativeRows(Rows):
         pairs = [self._blocks.get(place, layer, length) for layer in range(self.engine.layers)]
         return Prefix(tuple(self.texts[place][:length]), [(k.to(self.dtype), v.to(self.dtype)) for k, v in pairs])
 
+    def _check(self, lengths: Iterable[int]) -> None:
+        """Raise the model's own error where texts are longer than its learned positions."""
+        if self.model.config.position == "learned":
+            self.model._check_fits(max(lengths))
+
     def _begin(self, text: tuple[int, ...]) -> int:
         """A row for a text: how many of its tokens are known. The last one is always read.
 
@@ -110,13 +116,16 @@ class NativeRows(Rows):
                 self._blocks.put(row, layer, keys[:, :size], values[:, :size])
         elif length:
             self._blocks.share(row, other, length)
+        self._blocks.write(row, max(size, length), len(text))
         return max(size, length)
 
     def _read_on(self, news: Sequence[Sequence[int]], last: bool) -> Tensor:
         """Read new tokens, one or more, into every row."""
         known = [len(text) for text in self.texts]
-        for text, new in zip(self.texts, news, strict=True):
+        self._check(length + len(new) for length, new in zip(known, news, strict=True))
+        for row, (text, new) in enumerate(zip(self.texts, news, strict=True)):
             text += new
+            self._blocks.write(row, known[row], len(text))
         return self._read(range(len(self)), known, last)
 
     def _read(self, places: Sequence[int], known: Sequence[int], last: bool) -> Tensor:
@@ -124,18 +133,17 @@ class NativeRows(Rows):
         ids, rows, at, asked = [], [], [], []
         for row, start in zip(places, known, strict=True):
             new, end = self.texts[row][start:], len(self.texts[row])
-            self._blocks.write(row, start, end)
             ids += new
             rows += [row] * len(new)
             at += range(start, end)
             asked += [len(ids) - 1] if last else range(len(ids) - len(new), len(ids))
-        if self.model.config.position == "learned":
-            self.model._check_fits(max(at) + 1)
         found = []
         for begin in range(0, len(ids), CHUNK):
             end = begin + CHUNK
             mine = [number - begin for number in asked if begin <= number < end]
-            request = Request(ids[begin:end], rows[begin:end], at[begin:end], self._blocks.table, self._blocks.memory, mine)
+            request = Request(
+                ids[begin:end], rows[begin:end], at[begin:end], self._blocks.table, self._blocks.memory, mine
+            )
             found.append(self.engine.run(request, self._workspace, self._order))
         scores = torch.cat(found) if len(found) > 1 else found[0]
         if last:
