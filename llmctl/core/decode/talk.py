@@ -273,7 +273,10 @@ class Reading:
 
     def step(self, token: int) -> Tensor:
         """(1, V) float32, the scores after one token more."""
-        return self._rows.step([token])
+        rows, self._rows = self._rows, None
+        scores = rows.step([token])
+        self._rows = rows
+        return scores
 
     def _cut(self, rows: Rows, ids: Sequence[int]) -> int:
         """Leave what a new text begins with, all but its last token at most; how many tokens are left."""

@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from llmctl.core.decode.native.engine import Engine
+from llmctl.core.decode.native.engine import made as made_ready
 from llmctl.core.decode.ready import ready
+from llmctl.core.decode.rows import Rows
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.talk import Talk, continued
 from llmctl.core.model.init import initialise
@@ -153,6 +156,31 @@ def test_what_an_interruption_leaves_half_done_is_not_used():
     answer = talk.ask("How are you?")
     next(answer)
     answer.close()
+    assert talk.messages == before
+    twin = anew(talk)
+    assert said(talk.ask(TURNS[1]), talk) == said(twin.ask(TURNS[1]), twin)
+
+
+@pytest.mark.parametrize(("native", "kind", "work"), [(False, Rows, "_pass"), (True, Engine, "run")])
+@pytest.mark.parametrize("passes", [0, 3])
+def test_what_an_interruption_in_the_middle_of_a_pass_leaves_is_not_used(native, kind, work, passes, monkeypatch):
+    talk = talker(native=native, eos=frozenset())
+    said(talk.ask("Hello"), talk)
+    before, left, real = list(talk.messages), [passes], getattr(kind, work)
+
+    def interrupted(*argv):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(*argv)
+
+    if not native or made_ready(talk._model):
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, work, interrupted)
+            if not native:
+                patch.setattr(Rows, "step", lambda rows, tokens: rows.read([[one] for one in tokens], last=True))
+            with pytest.raises(KeyboardInterrupt):
+                list(talk.ask("How are you?"))
     assert talk.messages == before
     twin = anew(talk)
     assert said(talk.ask(TURNS[1]), talk) == said(twin.ask(TURNS[1]), twin)
