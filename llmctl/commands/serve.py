@@ -12,7 +12,7 @@ from llmctl.spec.amount import size_of
 from llmctl.spec.sample import KV_BITS, KvDtype
 from llmctl.spec.sentence import Pooling
 from llmctl.spec.serve import Serving
-from llmctl.spec.tasks import suited
+from llmctl.spec.tasks import check_kv, suited
 
 KEY = "LLMCTL_API_KEY"
 
@@ -62,12 +62,7 @@ def serve(
     suited("embed", config, path)
     writes = config.kind != "encoder" and config.lm_head
     bits = KV_BITS[kv_dtype]
-    if bits and config.attention == "linear":
-        raise UserError(f"--kv-dtype is {kv_dtype}, but {path} keeps sums, not keys and values.", "Leave it out.")
-    if bits == 4 and config.head_dim % 2:
-        raise UserError(
-            f"--kv-dtype int4 takes channels by twos, but {path} has heads of {config.head_dim}.", "Use int8."
-        )
+    check_kv(kv_dtype, config, path)
     from llmctl.core.serve.listen import bound, url_of
 
     listener = bound(serving.host, serving.port)

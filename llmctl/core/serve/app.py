@@ -83,6 +83,7 @@ class Server:
     async def _answer(self, request: Request, read: Callable[[object], schema.Ask]) -> Response:
         """Completions, whole or as a stream."""
         body = await self._body(request)
+        self.engine.check()
         inbox: Inbox = asyncio.Queue()
         self.post = self.post or Post(asyncio.get_running_loop())
         post = self.post

@@ -122,6 +122,17 @@ class Engine:
         self.load = 0
         self.seconds = 1.0
 
+    def check(self) -> None:
+        """Check that one completion more could be taken on, before much is done for it.
+
+        Raises:
+            Refusal: too many wait already, or it is being shut down.
+        """
+        with self._wake:
+            self._check()
+            if self.load >= self._most:
+                raise self._busy()
+
     def submit(self, job: Job) -> None:
         """Take on the completions of a request.
 
