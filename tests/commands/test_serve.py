@@ -345,7 +345,10 @@ def test_what_is_no_request_gets_the_right_status(server):
         (deep, kind, 400),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', kind, 400),
         (b"[]", kind, 400),
-        (b"{}", {"Content-Type": "text/plain"}, 415),
+        (b"{}", {"Origin": "https://evil.example"}, 403),
+        (b"{}", {"Origin": "null"}, 403),
+        (b"{}", {"Origin": "http://["}, 403),
+        (b"{}", {"Origin": "http://localhost:3000"}, 400),
         (b" " * 4_000_001, kind, 413),
     ]:
         answer = httpx.post(url, content=content, headers=headers)
@@ -356,6 +359,9 @@ def test_what_is_no_request_gets_the_right_status(server):
     assert httpx.get(f"{server.url}/v2").json()["error"]["message"] == "There is no /v2."
     assert httpx.get(f"{server.url}/health", headers={"Host": "evil.example"}).status_code == 421
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    form = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl -d says
+    plain = httpx.post(f"{server.url}/v1/completions", content=b'{"prompt": "a"}', headers=form)
+    assert plain.status_code == 200
     assert server.metric("llmctl_completions_running") == 0
 
 

@@ -209,9 +209,6 @@ class Server:
         return {"id": name, "object": "model", "created": self.began, "owned_by": "llmctl", "max_model_len": context}
 
     async def _body(self, request: Request) -> bytes:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # a page in a browser may send other kinds to any server without asking it
-            raise Refusal(f"Content-Type is {kind!r}; wanted application/json.", 415)
         length = request.headers.get("content-length")
         return await body_of(request.receive, length, self.serving.max_bytes, self.serving.stall)
 

@@ -3,6 +3,7 @@
 import hmac
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
@@ -68,6 +69,9 @@ class Gate:
         if self.hosts is not None and not (is_local(_name(host)) or _name(host) in self.hosts):
             # A page in a browser may have a name of its own point here, and would be let read the answers.
             raise Refusal(f"This server is not called {host!r}.", 421)
+        if "origin" in headers and not _own(headers["origin"], _name(host)):
+            # A page may send requests to any server, though it cannot read the answers.
+            raise Refusal("Pages of other sites may not ask this server.", 403)
         if self.keys and scope["path"] != "/health":
             kind, _, key = headers.get("authorization", "").partition(" ")
             given = key.strip().encode("utf-8", "replace") if kind.lower() == "bearer" else b""
@@ -81,3 +85,12 @@ def _name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].lower()
+
+
+def _own(origin: str, name: str) -> bool:
+    """Whether a page is this machine's, or comes from a server of the same name."""
+    try:
+        found = urlsplit(origin).hostname
+    except ValueError:
+        return False
+    return bool(found) and (is_local(found) or found == name)
