@@ -1,6 +1,6 @@
 """ready: a model that is only read from now on, made as fast as this machine allows."""
 
-from llmctl.core.decode.native.build import Unavailable
+from llmctl.core.decode.native.build import Unavailable, wanted
 from llmctl.core.decode.native.engine import engine_of
 from llmctl.core.decode.settle import settle
 from llmctl.core.device import Place
@@ -20,15 +20,15 @@ def ready(model: Transformer, stock: bool = False) -> str:
     Returns:
         Why the native step is not taken, as the end of a sentence; "" where it is, or where nobody wants it.
     """
-    if not stock:
+    reason = ""
+    if not stock and wanted() is not None:
         try:
             engine_of(model)
+            return ""
         except Unavailable as error:
-            settle(model)
-            return str(error)
-        return ""
+            reason = str(error)
     settle(model)
-    return ""
+    return reason
 
 
 def left(model: Transformer, place: Place, budget: int, rows: int) -> int:
