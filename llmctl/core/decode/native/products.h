@@ -51,6 +51,7 @@ constexpr int MOST = 12;  // parts that are multiplied at once: 24 sums, 32 regi
 template <int M>
 static void by_pairs(const char* panel, int64_t columns, const Tokens& x, int64_t first, float (*out)[PANEL]) {
     __m512 a[M], b[M];
+#pragma GCC unroll 12
     for (int m = 0; m < M; m++) a[m] = b[m] = _mm512_setzero_ps();
     const char* rows = x.rows + first * x.stride;
     for (int64_t i = 0; i < columns / 2; i++, panel += 128) {
@@ -62,6 +63,7 @@ static void by_pairs(const char* panel, int64_t columns, const Tokens& x, int64_
             b[m] = _mm512_dpbf16_ps(b[m], high, pair);
         }
     }
+#pragma GCC unroll 12
     for (int m = 0; m < M; m++) {
         _mm512_storeu_ps(out[m], a[m]);
         _mm512_storeu_ps(out[m] + LANES, b[m]);
@@ -71,11 +73,6 @@ static void by_pairs(const char* panel, int64_t columns, const Tokens& x, int64_
 static inline V sixteen(const char* scale, int64_t kind, int64_t place) {
     if (kind == F32) return load((const float*)scale + place);
     return kind == BF16 ? brains((const uint16_t*)scale + place) : halves((const uint16_t*)scale + place);
-}
-
-static inline __m512i less(const uint8_t* zero, int32_t usual, int32_t sum) {  // - zero * sum
-    if (!zero) return _mm512_set1_epi32(-sum * usual);
-    return _mm512_mullo_epi32(_mm512_set1_epi32(-sum), _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)zero)));
 }
 
 // A panel of whole numbers as one of bf16, for many tokens: bytes exactly and without their scales, four bits with them.
@@ -109,52 +106,71 @@ static void brained(const Matrix& w, int64_t at, char* to) {
     }
 }
 
-// Tokens of two parts each: M is even, and M / 2 rows come out.
+// Sums of products of whole numbers, of M rows with some columns of a panel.
+template <int BITS, int M>
+static void dots(const char* panel, int64_t columns, const char* rows, int64_t stride, int32_t (*out)[PANEL]) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+    __m512i a[M], b[M];
+#pragma GCC unroll 12
+    for (int m = 0; m < M; m++) a[m] = b[m] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < columns; i += BITS == 4 ? 8 : 4, panel += 128) {
+        __m512i low = _mm512_loadu_si512(panel), high = _mm512_loadu_si512(panel + 64);
+        __m512i later_low = low, later_high = high;
+        if constexpr (BITS == 4) {
+            later_low = _mm512_and_si512(_mm512_srli_epi16(low, 4), nibble);
+            later_high = _mm512_and_si512(_mm512_srli_epi16(high, 4), nibble);
+            low = _mm512_and_si512(low, nibble);
+            high = _mm512_and_si512(high, nibble);
+        }
+#pragma GCC unroll 12
+        for (int m = 0; m < M; m++) {
+            __m512i four = _mm512_set1_epi32(*(const int32_t*)(rows + m * stride + i));
+            a[m] = _mm512_dpbusd_epi32(a[m], low, four);
+            b[m] = _mm512_dpbusd_epi32(b[m], high, four);
+            if constexpr (BITS == 4) {
+                four = _mm512_set1_epi32(*(const int32_t*)(rows + m * stride + i + 4));
+                a[m] = _mm512_dpbusd_epi32(a[m], later_low, four);
+                b[m] = _mm512_dpbusd_epi32(b[m], later_high, four);
+            }
+        }
+    }
+#pragma GCC unroll 12
+    for (int m = 0; m < M; m++) {
+        _mm512_store_si512(out[m], a[m]);
+        _mm512_store_si512(out[m] + LANES, b[m]);
+    }
+}
+
+// Tokens of two parts each: M is even, and M / 2 rows come out. What is rounded is told step by step, so that any number
+// of tokens gives each the very same sums.
 template <int BITS, int M>
 static void by_bytes(const Matrix& w, int64_t at, const Tokens& x, int64_t first, float (*out)[PANEL]) {
     const int64_t groups = w.columns / w.group, usual = BITS == 4 ? 8 : 128;
     const char* panel = w.codes + at * bytes_of(w.kind, w.columns);
     const char* rows = x.rows + first * x.stride;
-    const __m512i nibble = _mm512_set1_epi8(15);
+    alignas(64) int32_t made[M][PANEL];
     for (int64_t g = 0; g < groups; g++) {
-        const int64_t place = (at * groups + g) * PANEL;
-        __m512i a[M], b[M];
-        for (int m = 0; m < M; m++) {
-            const int32_t sum = x.sums[(first + m) * x.groups + g];
-            a[m] = less(w.zero ? w.zero + place : nullptr, usual, sum);
-            b[m] = less(w.zero ? w.zero + place + LANES : nullptr, usual, sum);
-        }
-        const int64_t step = BITS == 4 ? 8 : 4;
-        for (int64_t i = g * w.group; i < (g + 1) * w.group; i += step, panel += 128) {
-            __m512i low = _mm512_loadu_si512(panel), high = _mm512_loadu_si512(panel + 64);
-            __m512i later_low, later_high;
-            if constexpr (BITS == 4) {
-                later_low = _mm512_and_si512(_mm512_srli_epi16(low, 4), nibble);
-                later_high = _mm512_and_si512(_mm512_srli_epi16(high, 4), nibble);
-                low = _mm512_and_si512(low, nibble);
-                high = _mm512_and_si512(high, nibble);
+        dots<BITS, M>(panel + g * bytes_of(w.kind, w.group), w.group, rows + g * w.group, x.stride, made);
+        for (int side = 0; side < 2; side++) {
+            const int64_t lane = (at * groups + g) * PANEL + side * LANES;
+            const __m512 scale = (__m512)sixteen(w.scale, w.scale_kind, lane);
+            const __m512i zero = w.zero ? _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(w.zero + lane)))
+                                        : _mm512_set1_epi32(usual);
+            for (int m = 0; m < M; m += 2) {
+                const int32_t* sums = x.sums + (first + m) * x.groups + g;
+                auto part = [&](int p) {
+                    const __m512i less = w.zero ? _mm512_mullo_epi32(_mm512_set1_epi32(sums[p * x.groups]), zero)
+                                                : _mm512_set1_epi32(sums[p * x.groups] * (int32_t)usual);
+                    return _mm512_sub_epi32(_mm512_load_si512(made[m + p] + side * LANES), less);
+                };
+                __m512 whole;
+                if constexpr (BITS == 4)
+                    whole = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(part(0), 8), part(1)));
+                else
+                    whole = _mm512_fmadd_ps(_mm512_set1_ps(256), _mm512_cvtepi32_ps(part(0)), _mm512_cvtepi32_ps(part(1)));
+                float* to = out[m / 2] + side * LANES;
+                _mm512_storeu_ps(to, _mm512_fmadd_ps(whole, scale, g ? _mm512_loadu_ps(to) : _mm512_setzero_ps()));
             }
-#pragma GCC unroll 12
-            for (int m = 0; m < M; m++) {
-                __m512i four = _mm512_set1_epi32(*(const int32_t*)(rows + m * x.stride + i));
-                a[m] = _mm512_dpbusd_epi32(a[m], low, four);
-                b[m] = _mm512_dpbusd_epi32(b[m], high, four);
-                if constexpr (BITS == 4) {
-                    four = _mm512_set1_epi32(*(const int32_t*)(rows + m * x.stride + i + 4));
-                    a[m] = _mm512_dpbusd_epi32(a[m], later_low, four);
-                    b[m] = _mm512_dpbusd_epi32(b[m], later_high, four);
-                }
-            }
-        }
-        const __m512 scale = (__m512)sixteen(w.scale, w.scale_kind, place), high_bytes = _mm512_set1_ps(256);
-        const __m512 other = (__m512)sixteen(w.scale, w.scale_kind, place + LANES);
-        for (int m = 0; m < M; m += 2) {  // told step by step, so that any number of tokens gives the very same sums
-            float* to = out[m / 2];
-            const __m512 low = _mm512_fmadd_ps(high_bytes, _mm512_cvtepi32_ps(a[m]), _mm512_cvtepi32_ps(a[m + 1]));
-            const __m512 high = _mm512_fmadd_ps(high_bytes, _mm512_cvtepi32_ps(b[m]), _mm512_cvtepi32_ps(b[m + 1]));
-            _mm512_storeu_ps(to, _mm512_fmadd_ps(low, scale, g ? _mm512_loadu_ps(to) : _mm512_setzero_ps()));
-            to += LANES;
-            _mm512_storeu_ps(to, _mm512_fmadd_ps(high, other, g ? _mm512_loadu_ps(to) : _mm512_setzero_ps()));
         }
     }
 }
