@@ -151,16 +151,15 @@ class Request:
 
     Attributes:
         ids, rows, places: of each token: what it is, whose, and where in its text.
-        tables: (rows, blocks) int32, the blocks of each row.
-        blocks: the keys and values of all rows.
+        pools: of layers that see all, 0, and of those with a window, 1: the blocks of each row, (rows, blocks) int32,
+            and the blocks themselves.
         asked: numbers of the tokens whose scores are wanted.
     """
 
     ids: list[int]
     rows: list[int]
     places: list[int]
-    tables: Tensor
-    blocks: Tensor
+    pools: dict[int, tuple[Tensor, Tensor]]
     asked: list[int] = field(default_factory=list)
 
 
@@ -184,7 +183,7 @@ class Engine:
     def __init__(self, model: Transformer, library: ctypes.CDLL, target: str):
         config = model.config
         self.library, self.target, self.vocab, self.layers = library, target, config.vocab, config.layers
-        self.kv_dtype = torch.bfloat16 if next(model.parameters()).dtype == torch.bfloat16 else torch.float32
+        self.kv_dtype = next(model.parameters()).dtype
         self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
         self.dim = -(-config.head_dim // PANEL) * PANEL
         self._held: list[object] = []  # what the structures point at
@@ -193,15 +192,13 @@ class Engine:
         self.angles = [Angles(stack.rotaries.get(kind), 0) if kind in stack.rotaries else None for kind in ROTATIONS]
         self.waves = Angles(None, config.width) if config.position == "sinusoidal" else None
         blocks = list(stack.layers.values())
-        self._layers = (Layer * len(blocks))(*(self._layer(block) for block in blocks))
+        windowed = [block.attention.window is not None for block in blocks]
+        self.window = config.window
+        self.pools = [[layer for layer, one in enumerate(windowed) if one == kind] for kind in (False, True)]
+        self._layers = (Layer * len(blocks))(*(self._layer(*pair) for pair in enumerate(blocks)))
         self.numbers = torch.arange(len(blocks), dtype=torch.int32)
         self.layers = len(blocks)
         self.model = self._model(model)
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of the keys and values of 32 positions of a row."""
-        return self.layers * self.kv_heads * 2 * PANEL * self.dim * self.kv_dtype.itemsize
 
     def run(self, request: Request, workspace: Workspace, order: Tensor | None = None) -> Tensor:
         """Read the tokens, and return the scores of those asked for, (asked, V) float32.
@@ -210,8 +207,11 @@ class Engine:
             order: (n,) int32, the layers that they pass through; None: all.
 
         Raises:
+            IndexError: an id that the model has no vector for.
             MemoryError: there is not enough.
         """
+        if not 0 <= min(request.ids) <= max(request.ids) < self.vocab:
+            raise IndexError(f"ids from {min(request.ids)} to {max(request.ids)}, but {self.vocab} are known")
         count, most = len(request.ids), max(request.places) + 1
         order = self.numbers if order is None else order
         given = torch.tensor((request.ids, request.rows, request.places), dtype=torch.int32)
@@ -220,11 +220,13 @@ class Engine:
         tables = [None if one is None else one.of(most) for one in self.angles]
         step = Pass(
             tokens=count, ids=given[0].data_ptr(), rows=given[1].data_ptr(), places=given[2].data_ptr(),
-            tables=request.tables.data_ptr(), table_stride=request.tables.shape[1], blocks=request.blocks.data_ptr(),
             asked=len(request.asked), which=asked.data_ptr(), logits=logits.data_ptr(),
-            parts=2 if count <= EXACT or self.kv_dtype == torch.float32 else 1, threads=torch.get_num_threads(),
+            parts=2 if count <= EXACT or self.kv_dtype != torch.bfloat16 else 1, threads=torch.get_num_threads(),
             layers=len(order), order=order.data_ptr(),
         )  # fmt: skip
+        for pool, (table, blocks) in request.pools.items():
+            step.tables[pool], step.table_strides[pool] = table.data_ptr(), table.shape[1]
+            step.blocks[pool] = blocks.data_ptr()
         for kind, table in enumerate(tables):
             if table is not None:
                 step.cosines[kind], step.sines[kind] = (one.data_ptr() for one in table)
@@ -254,6 +256,7 @@ class Engine:
             embed_scale=scale, logit_scale=head.scale, logit_softcap=config.logit_softcap or 0.0, slopes=slopes,
             layer=self._layers, embed=tokens, head=scores, positions=positions,
             embed_norm=self._norm(embed.norm), norm=self._norm(model.decoder.norm), kv_kind=KINDS[self.kv_dtype],
+            pool_layers=tuple(map(len, self.pools)),
         )  # fmt: skip
 
     def _ends(self, model: Transformer) -> tuple[Matrix, Matrix]:
@@ -277,7 +280,7 @@ class Engine:
         flat = Matrix(KINDS[table.dtype], len(table), table.shape[1], 0, table.data_ptr(), flat=1)
         return flat, self._keep(head._held[0].packed).matrix(bias)
 
-    def _layer(self, block: Block) -> Layer:
+    def _layer(self, number: int, block: Block) -> Layer:
         sources = [linear.weight.detach() for linear in _of_layer(block).values() if linear.weight is not None]
         for owner, names in ((block.attention, ("q", "k", "v", "out")), (block.mlp, ("gate", "up", "down"))):
             owner.joint = None
@@ -293,6 +296,7 @@ class Engine:
         trim()
         norms = ("attention_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm")
         rotation = block.attention.rotation
+        pool = number in self.pools[1]
         return Layer(
             **{name: self._norm(getattr(block, name)) for name in norms},
             q_norm=self._norm(block.attention.q_norm),
@@ -300,6 +304,8 @@ class Engine:
             **matrices,
             window=block.attention.window or 0,
             rotation=-1 if rotation is None else ROTATIONS.index(rotation),
+            pool=pool,
+            slot=self.pools[pool].index(number),
         )
 
     def _norm(self, norm: nn.Module | None) -> Norm:

@@ -45,6 +45,8 @@ class Layer(ctypes.Structure):
         *((name, Matrix) for name in ("q", "k", "v", "out", "gate", "up", "down")),
         ("window", _number),
         ("rotation", _number),
+        ("pool", _number),
+        ("slot", _number),
     )
 
 
@@ -63,6 +65,7 @@ class Model(ctypes.Structure):
         ("embed_norm", Norm),
         ("norm", Norm),
         ("kv_kind", _number),
+        ("pool_layers", _number * 2),
     )
 
 
@@ -71,9 +74,10 @@ class Pass(ctypes.Structure):
 
     _fields_ = (
         ("tokens", _number),
-        *((name, _pointer) for name in ("ids", "rows", "places", "tables")),
-        ("table_stride", _number),
-        ("blocks", _pointer),
+        *((name, _pointer) for name in ("ids", "rows", "places")),
+        ("tables", _pointer * 2),
+        ("table_strides", _number * 2),
+        ("blocks", _pointer * 2),
         ("cosines", _pointer * 2),
         ("sines", _pointer * 2),
         ("asked", _number),

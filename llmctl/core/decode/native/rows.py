@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from llmctl.core.decode.native.blocks import Blocks
+from llmctl.core.decode.native.blocks import GONE, Blocks
 from llmctl.core.decode.native.build import Unavailable
 from llmctl.core.decode.native.engine import Request, Workspace, engine_of
 from llmctl.core.decode.native.layout import PANEL
@@ -33,14 +33,16 @@ class NativeRows(Rows):
         self.device, self.dtype = torch.device("cpu"), next(model.parameters()).dtype
         self.texts: list[list[int]] = []
         self.prefixes: list[Prefix] = []
-        self._blocks = Blocks(self.engine)
+        windows = zip(self.engine.pools, (None, self.engine.window), strict=True)
+        pools = {number: Blocks(self.engine, *one) for number, one in enumerate(windows) if one[0]}
+        self._numbers, self._pools = tuple(pools), tuple(pools.values())
         self._workspace = Workspace(self.engine.library)
         self._order: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the keys and values that are held."""
-        return self._blocks.nbytes
+        return sum(pool.nbytes for pool in self._pools)
 
     @torch.inference_mode()
     def add(self, texts: Sequence[Sequence[int]]) -> Tensor:
@@ -69,10 +71,11 @@ class NativeRows(Rows):
     def cut(self, lengths: Sequence[int]) -> None:
         """As `Rows.cut`."""
         for row, (text, length) in enumerate(zip(self.texts, lengths, strict=True)):
-            if length > len(text):
-                raise ValueError(f"cannot keep {length} of {len(text)} tokens")
+            if length > len(text) or not all(pool.sees(row, length) for pool in self._pools):
+                raise ValueError(f"cannot go back from {len(text)} to {length} tokens")
             if length < len(text):
-                self._blocks.cut(row, length)
+                for pool in self._pools:
+                    pool.cut(row, length)
                 del text[length:]
 
     def skip(self, layers: frozenset[int]) -> None:
@@ -83,14 +86,18 @@ class NativeRows(Rows):
     def keep(self, places: Sequence[int]) -> None:
         """As `Rows.keep`."""
         if list(places) != list(range(len(self))):
-            self._blocks.keep(places)
+            for pool in self._pools:
+                pool.keep(places)
             self.texts = [list(self.texts[place]) for place in places]
 
     @torch.inference_mode()
-    def snapshot(self, place: int, length: int) -> Prefix:
+    def snapshot(self, place: int, length: int) -> Prefix | None:
         """As `Rows.snapshot`."""
-        pairs = [self._blocks.get(place, layer, length) for layer in range(self.engine.layers)]
-        return Prefix(tuple(self.texts[place][:length]), [(k.to(self.dtype), v.to(self.dtype)) for k, v in pairs])
+        if any(GONE in pool.rows[place] for pool in self._pools):
+            return None
+        held = {layer: pool for pool in self._pools for layer in pool.layers}
+        pairs = [held[layer].get(place, layer, length) for layer in range(self.engine.layers)]
+        return Prefix(tuple(self.texts[place][:length]), pairs)
 
     def _check(self, lengths: Iterable[int]) -> None:
         """Raise the model's own error where texts are longer than its learned positions."""
@@ -103,20 +110,24 @@ class NativeRows(Rows):
         What rows share are whole blocks: of rows that are read in the same pass as well, since in each layer keys and
         values of all tokens are written before the first is attended to.
         """
-        row = len(self)
-        others = ((common((text[:-1], held)) // PANEL * PANEL, place) for place, held in enumerate(self.texts))
-        length, other = max(others, default=(0, 0))
+        row, length, other = len(self), 0, 0
+        for place, held in enumerate(self.texts):
+            same = common((text[:-1], held)) // PANEL * PANEL
+            if same > length and all(pool.sees(place, same) for pool in self._pools):
+                length, other = same, place
         kept = ((common((text[:-1], prefix.ids)), prefix) for prefix in self.prefixes)
         size, prefix = max(kept, default=(0, None), key=lambda one: one[0])
-        self._blocks.add()
         self.texts.append(list(text))
-        if size > length:
-            self._blocks.write(row, 0, size)
-            for layer, (keys, values) in enumerate(prefix.pairs):
-                self._blocks.put(row, layer, keys[:, :size], values[:, :size])
-        elif length:
-            self._blocks.share(row, other, length)
-        self._blocks.write(row, max(size, length), len(text))
+        for pool in self._pools:
+            pool.add()
+            if size > length:
+                pool.write(row, 0, size)
+                for layer in pool.layers:
+                    keys, values = prefix.pairs[layer]
+                    pool.put(row, layer, keys[:, :size], values[:, :size])
+            elif length:
+                pool.share(row, other, length)
+            pool.write(row, max(size, length), len(text))
         return max(size, length)
 
     def _read_on(self, news: Sequence[Sequence[int]], last: bool) -> Tensor:
@@ -125,7 +136,8 @@ class NativeRows(Rows):
         self._check(length + len(new) for length, new in zip(known, news, strict=True))
         for row, (text, new) in enumerate(zip(self.texts, news, strict=True)):
             text += new
-            self._blocks.write(row, known[row], len(text))
+            for pool in self._pools:
+                pool.write(row, known[row], len(text))
         return self._read(range(len(self)), known, last)
 
     def _read(self, places: Sequence[int], known: Sequence[int], last: bool) -> Tensor:
@@ -141,10 +153,13 @@ class NativeRows(Rows):
         for begin in range(0, len(ids), CHUNK):
             end = begin + CHUNK
             mine = [number - begin for number in asked if begin <= number < end]
-            request = Request(
-                ids[begin:end], rows[begin:end], at[begin:end], self._blocks.table, self._blocks.memory, mine
-            )
+            held = ((pool.table, pool.memory) for pool in self._pools)
+            pools = dict(zip(self._numbers, held, strict=True))
+            request = Request(ids[begin:end], rows[begin:end], at[begin:end], pools, mine)
             found.append(self.engine.run(request, self._workspace, self._order))
+        for pool in self._pools:
+            for row in places:
+                pool.drop(row, len(self.texts[row]))
         scores = torch.cat(found) if len(found) > 1 else found[0]
         if last:
             return scores

@@ -26,6 +26,7 @@ struct Layer {
     Matrix q, k, v, out, gate, up, down;
     int64_t window;    // 0: none
     int64_t rotation;  // which table of angles, or -1
+    int64_t pool, slot;  // the blocks that hold its keys and values, and where in each
 };
 
 enum Place { PRE, POST, OUTPUT, SANDWICH };
@@ -39,15 +40,16 @@ struct Model {
     Matrix embed, head;
     const float* positions;  // vectors added to those of tokens, (places, width), or null
     Norm embed_norm, norm;
-    int64_t kv_kind;  // F32 or BF16
+    int64_t kv_kind;  // F32, F16 or BF16
+    int64_t pool_layers[2];  // layers whose keys and values are in a block of each pool
 };
 
 struct Pass {
     int64_t tokens;
     const int32_t *ids, *rows, *places;  // of each token; those of a row follow each other
-    const int32_t* tables;               // blocks of each row
-    int64_t table_stride;
-    char* blocks;
+    const int32_t* tables[2];            // blocks of each row, by pool: those of layers that see all, and of windows
+    int64_t table_strides[2];
+    char* blocks[2];
     const float* cosines[2];  // (places, turned / 2) by rotation
     const float* sines[2];
     int64_t asked;            // tokens whose scores are asked for
@@ -308,9 +310,9 @@ class Work {
         product(x, n, m.width, before ? w.attention_norm : none, 1,
                 {{&w.q, q, q_width, STORE}, {&w.k, q + inner, q_width, STORE}, {&w.v, q + inner + shared, q_width, STORE}},
                 thread, threads);
-        remember(w, number, thread, threads);
+        remember(w, thread, threads);
         barrier();
-        attend(w, number, thread, threads);
+        attend(w, thread, threads);
         barrier();
         float* sum = apart ? y : x;
         product(a, n, inner, none, 1, {{&w.out, sum, m.width, apart ? STORE : ADD}}, thread, threads);
@@ -432,13 +434,13 @@ class Work {
     int64_t kv_bytes() const { return m.kv_kind == F32 ? 4 : 2; }
 
     // Keys, or values after them, of one block, layer and head.
-    char* block(int64_t row, int64_t number, int64_t layer, int64_t head, bool values) const {
-        const int64_t at = p.tables[row * p.table_stride + number];
-        return p.blocks + (((at * m.layers + layer) * m.kv_heads + head) * 2 + values) * PANEL * dim * kv_bytes();
+    char* block(int64_t row, int64_t number, const Layer& w, int64_t head, bool values) const {
+        const int64_t at = p.tables[w.pool][row * p.table_strides[w.pool] + number], layers = m.pool_layers[w.pool];
+        return p.blocks[w.pool] + (((at * layers + w.slot) * m.kv_heads + head) * 2 + values) * PANEL * dim * kv_bytes();
     }
 
     // Norm and turn queries and keys, and put keys and values into the cache.
-    void remember(const Layer& w, int64_t number, int64_t thread, int64_t threads) {
+    void remember(const Layer& w, int64_t thread, int64_t threads) {
         const int64_t heads = m.heads + 2 * m.kv_heads, d = m.head_dim;
         const Share mine(n * heads, thread, threads);
         float* line = (float*)(lines + thread * one_line);
@@ -447,7 +449,7 @@ class Work {
             const bool query = head < m.heads, value = head >= m.heads + m.kv_heads;
             float* from = q + t * q_width + head * d;
             if (value) {
-                put(t, number, head - m.heads - m.kv_heads, from, true);
+                put(t, w, head - m.heads - m.kv_heads, from, true);
                 continue;
             }
             const Norm& norm = query ? w.q_norm : w.k_norm;
@@ -458,7 +460,7 @@ class Work {
             }
             if (w.rotation >= 0) turn(line, p.places[t], w.rotation);
             if (query) memcpy(a_of(t, head), line, d * 4);
-            else put(t, number, head - m.heads, line, false);
+            else put(t, w, head - m.heads, line, false);
         }
     }
 
@@ -486,30 +488,30 @@ class Work {
         }
     }
 
-    void put(int64_t t, int64_t layer, int64_t head, const float* from, bool values) const {
-        const int64_t place = p.places[t], slot = place % PANEL, pair = m.kv_kind == F32 ? 1 : 2;
-        char* to = block(p.rows[t], place / PANEL, layer, head, values);
+    void put(int64_t t, const Layer& w, int64_t head, const float* from, bool values) const {
+        const int64_t place = p.places[t], slot = place % PANEL, pair = m.kv_kind == BF16 ? 2 : 1;
+        char* to = block(p.rows[t], place / PANEL, w, head, values);
         for (int64_t i = 0; i < m.head_dim; i++) {
             int64_t at;
             if (values) at = i / PANEL * PANEL * PANEL + (slot / pair * PANEL + i % PANEL) * pair + slot % pair;
             else at = (i / pair * PANEL + slot) * pair + i % pair;
             if (m.kv_kind == F32) ((float*)to)[at] = from[i];
-            else ((uint16_t*)to)[at] = to_bf16(from[i]);
+            else ((uint16_t*)to)[at] = m.kv_kind == BF16 ? to_bf16(from[i]) : to_half(from[i]);
         }
     }
 
-    void attend(const Layer& w, int64_t number, int64_t thread, int64_t threads) {
+    void attend(const Layer& w, int64_t thread, int64_t threads) {
         const int64_t shared = m.heads / m.kv_heads, per_tile = m.heads / heads_of_item;
         const int64_t items = (int64_t)tiles.size() * per_tile;
         for (int64_t item = thread; item < items; item += threads) {
             const int64_t head = item % per_tile * heads_of_item;
-            attend_tile(w, number, tiles[item / per_tile], head, head / shared, items_memory + thread * item_bytes);
+            attend_tile(w, tiles[item / per_tile], head, head / shared, items_memory + thread * item_bytes);
         }
     }
 
     // Some tokens of a row, some heads that share keys and values: softmax over blocks as they come.
     // Source: Milakov and Gimelshein, arXiv:1805.02867, algorithm 3; Dao et al., arXiv:2205.14135.
-    void attend_tile(const Layer& w, int64_t number, const Run& run, int64_t head, int64_t kv_head, char* memory) {
+    void attend_tile(const Layer& w, const Run& run, int64_t head, int64_t kv_head, char* memory) {
         const int64_t d = m.head_dim, rows = run.count * heads_of_item;
         const Form form = form_of(m.kv_kind);
         const int64_t parts = form == PAIRS ? p.parts : 1, step = MOST / parts;
@@ -533,8 +535,8 @@ class Work {
         I lane;
         for (int i = 0; i < LANES; i++) lane[i] = i;
         for (int64_t b = first / PANEL; b <= last / PANEL; b++) {
-            keys.codes = block(run.row, b, number, kv_head, false);
-            values.codes = block(run.row, b, number, kv_head, true);
+            keys.codes = block(run.row, b, w, kv_head, false);
+            values.codes = block(run.row, b, w, kv_head, true);
             const bool edge = b * PANEL + PANEL - 1 > run.place || (w.window && last - b * PANEL >= w.window);
             for (int64_t r = 0; r < rows; r += step) {
                 const int64_t some = rows - r < step ? rows - r : step;

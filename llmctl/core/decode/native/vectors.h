@@ -135,6 +135,24 @@ static inline float from_half(uint16_t h) {
     return y;
 }
 
+static inline uint16_t to_half(float x) {
+#if defined(__F16C__)
+    return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+#else
+    uint32_t b;
+    memcpy(&b, &x, 4);
+    const uint32_t sign = b >> 16 & 0x8000, size = b & 0x7fffffff;
+    if (size > 0x7f800000) return sign | 0x7e00;              // NaN stays
+    if (size >= 0x477ff000) return sign | 0x7c00;             // 65520 and more
+    if (size < 0x38800000) {                                  // less than 2^-14: steps of 2^-24
+        float y;
+        memcpy(&y, &size, 4);
+        return sign | (uint16_t)lrintf(y * 16777216.0f);
+    }
+    return sign | (size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13;
+#endif
+}
+
 static inline V halves(const uint16_t* p) {  // 16 of float16
 #if defined(__AVX512F__)
     return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));

@@ -131,3 +131,25 @@ def test_greedy_texts_are_those_of_the_stock_path(name):
             found = rows.step(found.argmax(1).tolist())
         texts.append(rows.texts)
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+def test_what_is_out_of_a_window_is_let_go(name):
+    model = variant(name)
+    ids = tokens(300, 61)
+    rows, texts = NativeRows(model), [ids, ids[:250], [*ids[:120], 3]]
+    found = rows.add(texts)
+    windowed = sum(model.config.window_of(layer) is not None for layer in range(2))
+    before = rows.nbytes
+    found = rows.step([7, 8, 9])
+    for part, text, new in zip(found, texts, (7, 8, 9), strict=True):
+        assert off(part, scores(model, [*text, new])[-1]) < CLOSE
+    full = 2 * 2 * model.config.kv_heads * PANEL * PANEL * 4  # bytes of a block of both layers
+    every = sum(-(-len(text) // PANEL) for text in rows.texts) * full
+    assert before <= every * (1 - 0.4 * windowed / 2)
+    rows.cut([290, 251, 100])
+    assert off(rows.step([5, 6, 7])[0], scores(model, [*ids[:290], 5])[-1]) < CLOSE
+    assert rows.snapshot(0, 250) is None
+    with pytest.raises(ValueError, match="go back"):
+        rows.cut([40, 40, 40])
+    assert off(rows.add([[*ids[:280], 1]])[0], scores(model, [*ids[:280], 1])[-1]) < CLOSE
