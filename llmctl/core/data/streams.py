@@ -31,7 +31,7 @@ def opened(path: str) -> Iterator[io.BufferedReader]:
         raise UserError("stdin is closed.", "Pipe something into it, or name a file.")
     broken: list[type[Exception]] = [EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile]
     try:
-        plain = io.BufferedReader(sys.stdin.buffer, BUFFER) if path == "-" else open(path, "rb", BUFFER)  # noqa: SIM115
+        plain = io.BufferedReader(_Arriving(sys.stdin.buffer), BUFFER) if path == "-" else open(path, "rb", BUFFER)  # noqa: SIM115
         try:
             head = plain.peek(8)
             unpack = next((unpack for magic, unpack in MAGIC.items() if head.startswith(magic)), None)
@@ -61,6 +61,25 @@ def spooled(paths: list[str], spool: Path) -> list[str]:
     with opened("-") as stream, open(spool, "wb") as file:
         shutil.copyfileobj(stream, file, BUFFER)
     return [str(spool) if path == "-" else path for path in paths]
+
+
+class _Arriving(io.RawIOBase):
+    """What a buffered stream has by now: nobody who waits for a line waits until a whole buffer is full.
+
+    It is not closed with this.
+    """
+
+    def __init__(self, stream: BinaryIO):
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read some bytes, at least one; 0 at the end."""
+        found = self._stream.read1(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
 
 
 def _zstd(stream: BinaryIO, broken: list[type[Exception]]) -> io.RawIOBase:

@@ -42,7 +42,7 @@ class Answer:
 
 
 class Writer(Protocol):
-    """What completes prompts: token by token (`Scribe`), or by a search (`Searcher`).
+    """What completes prompts: token by token (`Scribe`), or by a search (`Seeker`).
 
     Attributes:
         tokenizer: of its model.
@@ -81,6 +81,8 @@ def answers(
 ) -> Iterator[Answer]:
     """Answer requests in their order; reads on while fewer than `rows` completions are in the making.
 
+    An answer that can be given is given before the next request is read.
+
     Args:
         config: `readable` of the model.
         seed: of all random streams; each is keyed by this, the request's number and the sample's.
@@ -93,24 +95,13 @@ def answers(
             cannot be answered is answered with an error instead.
     """
     waiting: deque[Answer] = deque()
-    source = iter(requests)
-    request = next(source, None)
-    while request is not None or waiting:
-        while request is not None and writer.unfinished < rows:
-            answer = Answer(request, error=request.error)
-            waiting.append(answer)
-            if not answer.error:
-                try:
-                    ids = prompt_ids(writer.tokenizer, request.text, config, special)
-                    for sample in range(writer.asks):
-                        writer.ask((answer, sample), ids, stream_key(seed, request.number, sample))
-                        answer.left += 1
-                    answer.prompt_tokens = len(ids)
-                except UserError as error:
-                    if error.code == Exit.MISMATCH:
-                        raise
-                    answer.error = error.problem
+    source, more = iter(requests), True
+    while more or waiting:
+        while more and writer.unfinished < rows and (not waiting or waiting[0].left):
             request = next(source, None)
+            more = request is not None
+            if request is not None:
+                waiting.append(_asked(writer, request, config, seed, special))
         for (answer, sample), text, completion, last in writer.step() if writer.unfinished else ():
             if hear is not None:
                 hear(text)
@@ -121,10 +112,28 @@ def answers(
             yield _kept(waiting.popleft(), keep)
 
 
+def _asked(writer: Writer, request: Request, config: ModelConfig, seed: int, special: bool) -> Answer:
+    """An answer in the making, or one that says why there will be none."""
+    answer = Answer(request, error=request.error)
+    if answer.error:
+        return answer
+    try:
+        ids = prompt_ids(writer.tokenizer, request.text, config, special)
+        for sample in range(writer.asks):
+            writer.ask((answer, sample), ids, stream_key(seed, request.number, sample))
+            answer.left += 1
+        answer.prompt_tokens = len(ids)
+    except UserError as error:
+        if error.code == Exit.MISMATCH:
+            raise
+        answer.error = error.problem
+    return answer
+
+
 def _kept(answer: Answer, keep: int) -> Answer:
     """With the completions that are given out."""
     made = [completion for _, completion in sorted(answer.made.items())]
-    if len(made) > keep and made[0].picked:
+    if len(made) > keep:
         made = sorted(made, key=lambda one: -one.mean_logprob)[:keep]
     answer.completions = made
     return answer
