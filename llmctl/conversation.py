@@ -1,6 +1,7 @@
 """conversation: a talk with a model at a terminal, or a turn a line from a pipe."""
 
 import json
+import os
 import re
 import signal
 import sys
@@ -206,10 +207,10 @@ class Conversation:
     def _path(self, name: str, command: str) -> Path:
         if not name:
             raise UserError(f"{command} needs a file.", f"{command} talk.json")
-        return Path(name).expanduser()
+        return Path(os.path.expanduser(name))  # Path's own raises where there is no such user
 
     def _write(self, path: Path, force: bool = False) -> None:
-        if path.exists() and not force and path not in self.files:
+        if os.path.exists(path) and not force and path not in self.files:
             raise UserError(f"{path} exists.", f"/save -f {path} writes over it.")
         write_talk(path, self.talk.messages, force=True)
         self.files.add(path)

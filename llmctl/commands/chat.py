@@ -61,6 +61,8 @@ def chat(
     mine = save is not None and load is not None and save.absolute() == load.absolute()
     if save is not None and save.exists() and not mine:
         raise UserError(f"--save: {save} exists.", f"Go on with it: --load {save} --save {save}. Or name another file.")
+    if save is not None and not save.absolute().parent.is_dir():
+        raise UserError(f"--save {save}: there is no directory {save.parent}.", "Make it first, or name another file.")
     path = model_path(model)
     from llmctl.spec.families import read_config, read_config_json
     from llmctl.spec.peft import within

@@ -88,8 +88,13 @@ def write_talk(path: Path, messages: Sequence[dict[str, Any]], force: bool = Fal
         UserError: `path` exists and `force` is not set, or it cannot be written there.
     """
     record = {"schema": SCHEMA, "messages": list(messages)}
-    with write_file(path, force) as file:
-        file.write((json.dumps(jsonable(record), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+    text = (json.dumps(jsonable(record), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    try:
+        with write_file(path, force) as file:
+            file.write(text)
+    except (OSError, ValueError) as error:  # no such directory; a name too long, or with a null in it
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be written: {why}.", "Name a file in a directory that there is.") from error
 
 
 def changed(sampling: Sampling, name: str, text: str) -> Sampling:

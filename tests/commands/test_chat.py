@@ -120,6 +120,7 @@ def test_generation_config_says_how_answers_are_drawn_unless_somebody_else_does(
         (["--chat-template", "nowhere"], 2, "neither a file nor one of"),
         (["--system", "Hello, " * 400], 1, "system prompt takes"),
         (["--load", "nowhere.json"], 1, "nowhere.json"),
+        (["--save", "nowhere/talk.json"], 1, "no directory nowhere"),
         ([], 1, "stdin holds no turn"),
     ],
 )
@@ -229,6 +230,8 @@ def test_a_talk_at_a_terminal(person, call, talker, tmp_path):
     assert "user: you\nare\n" in shown and "user: and \nso on\n" in shown and "user: you are" not in shown
     assert "no command /safe" in one.asks("/safe x") and "/save" in one.asks("/help")
     assert "Saved" in one.asks("/save talk.json") and "exists" in one.asks(f"/save {__file__}")
+    for name in ("nowhere/talk.json", "~nobody/talk.json"):  # the talk goes on
+        assert "cannot be written" in one.asks(f"/save {name}")
     assert "of 512 tokens" in one.asks("/info")
     one.asks("/reset")
     assert one.asks("/show") == "" and "6 messages" in one.asks("/load talk.json")

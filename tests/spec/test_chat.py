@@ -19,6 +19,9 @@ def test_a_conversation_is_one_line_and_comes_back(tmp_path):
     assert [one["role"] for one in read_talk(path)] == ["system", "user"]
     with pytest.raises(UserError, match="exists"):
         write_talk(path, TALK)
+    for name in ("nowhere/talk", "a" * 300, "nul\0"):
+        with pytest.raises(UserError, match="cannot be written"):
+            write_talk(tmp_path / name, TALK)
     write_talk(path, [], force=True)
     assert read_talk(path) == []
     path.write_text(json.dumps([{"role": "user", "content": "a", "name": "kept"}]))

@@ -296,7 +296,13 @@ def check_opening(lay: Layout, opening: Sequence[Message], context: int) -> None
     Raises:
         UserError: it does not, or there is none.
     """
-    tokens = len(lay([*opening, {"role": USER, "content": "a"}]))
+    try:
+        tokens = len(lay([*opening, {"role": USER, "content": "a"}]))
+    except UserError as error:
+        if not opening:
+            raise
+        hint = "Leave the system prompt out and say it in the first turn, or pass another --chat-template."
+        raise UserError(error.problem, hint, error.code) from error
     if tokens > context:
         raise UserError(f"The system prompt takes {tokens} tokens; the model's context holds {context}.", "Shorten it.")
 

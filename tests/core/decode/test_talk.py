@@ -217,8 +217,9 @@ def test_a_template_that_refuses_a_turn_leaves_the_conversation_as_it_was():
     talk.lay = Chat("picky", picky, talk.tokenizer).ids
     said(talk.ask("Hello"), talk)
     talk.system = "Be terse."
-    with pytest.raises(UserError, match="no system"):
+    with pytest.raises(UserError, match="no system") as refused:
         talk.check()
+    assert "Leave the system prompt out" in refused.value.hint
     before = list(talk.messages)
     with pytest.raises(UserError, match="no system"):
         list(talk.ask("Hello"))
