@@ -55,6 +55,8 @@ def test_greedy_and_drawn_answers_are_those_of_generate(client, model):
         wanted = written(model, prompt, 12)
         assert (said.choices[0].text, said.choices[0].finish_reason) == (wanted.text, wanted.finish)
         assert said.usage.completion_tokens == wanted.tokens
+        cold = client.completions.create(model="model", prompt=prompt, max_tokens=12, temperature=1e-300)
+        assert cold.choices[0].text == wanted.text
         drawn = client.completions.create(model="model", prompt=prompt, max_tokens=12, top_p=0.9, seed=7)
         assert drawn.choices[0].text == written(model, prompt, 12, temperature=1.0, top_p=0.9, seed=7).text
 
@@ -177,6 +179,8 @@ def test_a_prompt_is_scored_token_by_token_and_its_answer_after_it(client, model
     assert np.isclose(max(told.top_logprobs[5].values()), wanted[4].max(), atol=1e-4)
     assert np.isclose(told.token_logprobs[len(ids)], wanted[-1, 1:].max(), atol=1e-4)
     assert len(said[1].logprobs.tokens) == 4
+    odd = client.completions.create(prompt=[ids[0], tokenizer.size, ids[1]], max_tokens=0, **how)
+    assert odd.choices[0].logprobs.token_logprobs[1] < -9000  # the model has the id, the tokenizer no token for it
     alone = client.completions.create(prompt=text, max_tokens=0, **how)
     assert alone.choices[0].logprobs.token_logprobs == told.token_logprobs[: len(ids)]
     assert (alone.choices[0].text, alone.usage.completion_tokens) == (text, 0)
@@ -291,6 +295,7 @@ def test_models_are_listed_and_another_model_is_not_found(client):
 
 
 CHAT = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
+TOOLS = [{"type": "function", "function": {"name": one, "parameters": {"$defs": ["no object"]}}} for one in "ab"]
 WRONG = [
     ({}, "messages"),
     ({"messages": []}, "messages"),
@@ -320,6 +325,7 @@ WRONG = [
     ({**CHAT, "response_format": {"type": "regex", "regex": "("}}, "response_format"),
     ({**CHAT, "tools": [{"type": "function"}]}, "tools[0].function"),
     ({**CHAT, "tool_choice": "required"}, "tool_choice"),
+    ({**CHAT, "tool_choice": "required", "tools": TOOLS}, "tools"),
     ({**CHAT, "temprature": 1}, "temprature"),
     ({**CHAT, "model": 3}, "model"),
 ]
@@ -338,11 +344,16 @@ def test_what_is_no_request_gets_the_right_status(server):
 
     url, kind = f"{server.url}/v1/chat/completions", {"Content-Type": "application/json"}
     deep = b"[" * 100_000
+    schema = b'{"a":' * 900 + b"1" + b"}" * 900  # deep for Python, though not for what reads JSON
+    nested = b'{"messages": [{"role": "user", "content": "a", "%b": %b}]%b}'
+    form = b', "response_format": {"type": "json_schema", "json_schema": {"schema": %b}}' % schema
     for content, headers, status in [
         (b"{", kind, 400),
         (b"", kind, 400),
         (b"\xff\xfe", kind, 400),
         (deep, kind, 400),
+        (nested % (b"x", schema, b""), kind, 400),
+        (nested % (b"x", b"1", form), kind, 400),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', kind, 400),
         (b"[]", kind, 400),
         (b"{}", {"Origin": "https://evil.example"}, 403),
@@ -358,7 +369,8 @@ def test_what_is_no_request_gets_the_right_status(server):
     assert httpx.get(url).status_code == 405 and httpx.get(url).headers["allow"] == "POST"
     assert httpx.get(f"{server.url}/v2").json()["error"]["message"] == "There is no /v2."
     assert httpx.get(f"{server.url}/health", headers={"Host": "evil.example"}).status_code == 421
-    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    for headers in ({}, {"Host": ""}):  # as probes of HTTP 1.0 do
+        assert httpx.get(f"{server.url}/health", headers=headers).json() == {"status": "ok"}
     form = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl -d says
     plain = httpx.post(f"{server.url}/v1/completions", content=b'{"prompt": "a"}', headers=form)
     assert plain.status_code == 200

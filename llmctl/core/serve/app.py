@@ -89,10 +89,13 @@ class Server:
         post = self.post
 
         def prepared() -> tuple[Job, Replies]:
-            ask = read(_json(body))
-            self.served.named(ask.model)
-            prompts = self.served.prompts(ask)
-            parts = self.served.parts(ask, prompts)
+            try:
+                ask = read(_json(body))
+                self.served.named(ask.model)
+                prompts = self.served.prompts(ask)
+                parts = self.served.parts(ask, prompts)
+            except RecursionError as error:  # in a template, or where a schema is written down
+                raise Refusal("The request is nested too deeply.") from error
             tell = post.at_once(inbox) if ask.stream else post.in_the_end(inbox, len(parts))
             return Job(parts, tell), self._replies(ask, prompts)
 

@@ -171,7 +171,10 @@ def _either(functions: list[Function]) -> dict[str, Any]:
     for one in functions:
         arguments = dict(_arguments(one))
         for place in ("$defs", "definitions"):  # what "#/$defs/..." refers to has to lie at the root
-            for name, what in (arguments.pop(place, None) or {}).items():
+            found = arguments.pop(place, None) or {}
+            if not isinstance(found, dict):
+                raise Refusal(f"{place} of the tool {one['name']!r} is no object.", param="tools")
+            for name, what in found.items():
                 if shared.setdefault(place, {}).setdefault(name, what) != what:
                     raise Refusal(f"Two tools define {name!r}, and not alike; rename one.", param="tools")
         fields = {"name": {"const": one["name"]}, "arguments": arguments}

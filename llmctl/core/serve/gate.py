@@ -1,5 +1,6 @@
 """Gate: what every request passes: who may come in, what is counted, and what a log says of it."""
 
+import asyncio
 import hmac
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,6 +15,7 @@ from llmctl.spec.serve import is_local
 
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 ABORTED = 499  # what nginx logs where the client went away; it is never sent
+BROKEN = 500  # what is sent after a bug, by those who called
 
 
 class Gate:
@@ -43,7 +45,7 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.monotonic(), ABORTED
+        began, status = time.monotonic(), BROKEN
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -51,12 +53,16 @@ class Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
 
+        app = self.app
         try:
             self._check(scope)
         except Refusal as why:
-            await refused(why)(scope, receive, counted)
-        else:
-            await self.app(scope, receive, counted)
+            app = refused(why)
+        try:
+            await app(scope, receive, counted)
+        except asyncio.CancelledError:  # its client is cut off, at the end
+            status = ABORTED
+            raise
         finally:
             seconds, path = time.monotonic() - began, scope["path"]
             self.metrics.requests[path if path in self.paths else "other", status] += 1
@@ -66,8 +72,9 @@ class Gate:
     def _check(self, scope: Message) -> None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if self.hosts is not None and not (is_local(_name(host)) or _name(host) in self.hosts):
-            # A page in a browser may have a name of its own point here, and would be let read the answers.
+        if self.hosts is not None and host and not (is_local(_name(host)) or _name(host) in self.hosts):
+            # A page in a browser may have a name of its own point here, and would be let read the answers. Without
+            # any name, as HTTP 1.0 lets probes ask, it is no browser.
             raise Refusal(f"This server is not called {host!r}.", 421)
         if "origin" in headers and not _own(headers["origin"], _name(host)):
             # A page may send requests to any server, though it cannot read the answers.

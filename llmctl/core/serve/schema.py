@@ -14,7 +14,7 @@ MOST = 1 << 30  # of what is counted and has no natural end
 TOP = 20  # alternatives of a token whose log-probabilities are told, at most
 STOPS, STOP = 16, 200  # stop strings, and characters of one, at most
 BIASES = 1024  # entries of logit_bias, at most
-TINY = 1e-9  # top_p of 0 means the likeliest token
+TINY = 1e-9  # top_p of 0 means the likeliest token, and so does a temperature that is less
 # Fields that other servers act on and that change nothing here. A field that is not known at all is refused, since
 # it may be mistyped.
 IDLE = (
@@ -219,7 +219,7 @@ def _sampling(fields: Fields, best: int | None, n: int, top: int | None) -> Samp
         "no_repeat_ngram": fields.whole("no_repeat_ngram", 0, MOST),
         "min_tokens": fields.whole("min_tokens", 0, MOST),
     }
-    heat = 1.0 if heat is None else float(heat)
+    heat = 1.0 if heat is None else float(heat) if heat >= TINY else 0.0
     return Sampling(temperature=heat, logprobs=told, **{name: one for name, one in given.items() if one is not None})
 
 

@@ -29,7 +29,8 @@ def scored(
 
     def read(part: Sequence[int]) -> list[Picked]:
         scores = rows.read([part])[0, : len(part)]  # (T, V)
-        before = torch.cat((last[0], scores[:-1]))[:, :known]
+        before = torch.cat((last[0], scores[:-1]))
+        before[:, known:] = float("-inf")  # also of a prompt's ids, which may have no token
         last[:] = [scores[-1:]]
         return _picked(before, part, top)
 

@@ -176,7 +176,9 @@ class Served:
 
     def _made_grammar(self, form: Form, eos: frozenset[int]) -> Grammar:
         try:
-            return Grammar(self.tokenizer, eos, *(("schema", form.schema) if form.schema else ("regex", form.regex)))
+            if form.schema:
+                return Grammar(self.tokenizer, eos, "schema", form.schema, "The schema")
+            return Grammar(self.tokenizer, eos, "regex", form.regex, "The pattern")
         except UserError as error:
             said = f"{error.problem} {error.hint}".strip()
             raise Refusal(said, 501 if "not installed" in said else 400, "response_format") from error
