@@ -13,6 +13,7 @@ from llmctl.flags import Compute, Shown, expand, model_path
 from llmctl.spec.amount import size_of
 from llmctl.spec.drafting import Drafting
 from llmctl.spec.guide import Guiding
+from llmctl.spec.idle import check_idle
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.sample import KV_BITS, Format, KvDtype, Sampling
 from llmctl.spec.search import Search
@@ -86,8 +87,16 @@ def generate(
         raise UserError(f"Prompts come from -p or from {file}, not both.", "Leave one out.", Exit.USAGE)
     if not prompt and file is None:
         raise UserError("There is no prompt.", 'Add -p "Once upon a time", a FILE, or - for stdin.', Exit.USAGE)
+    if prompt:
+        check_idle(
+            [flag for flag, on in {"--format": format != "auto", "--field": bool(field)}.items() if on], "beside -p"
+        )
+    if sampling.greedy:
+        check_idle(sampling.drawing, "where --temperature is 0")
     if file not in (None, "-") and not Path(file).exists():
         raise UserError(f"{file} does not exist.", "Check the path; a prompt itself is given with -p.")
+    if cache_prompt is not None and not cache_prompt.parent.is_dir():
+        raise UserError(f"--cache-prompt: there is no directory {cache_prompt.parent}.", "Make it, or check the path.")
     budget = None if memory is None else size_of(memory, "--memory")
     form = guiding.read()
     path = model_path(model)
@@ -120,12 +129,19 @@ def generate(
     said = checkpoint.generation or read_config_json(path)
     tokenizer = checkpoint.tokenizer()
     rules = worded(Rules.of(said, config), wording, tokenizer, config.vocab)
+    if (least := sum(len(word[0]) for word in rules.wanted)) > sampling.max_tokens:
+        raise UserError(
+            f"The words of --forced-word are {least} tokens, more than --max-tokens {sampling.max_tokens}.",
+            f"Use --max-tokens {least} or more.",
+            Exit.USAGE,
+        )
     search, sampling = search.settled(sampling, said, drafting.on)
     if cache_prompt is not None and (why := unkept(config, bits, search.strategy)):
         raise UserError(f"--cache-prompt: {why}.", "Leave it out.", Exit.MISMATCH)
     if drafting.on and search.strategy != "tokens":
+        asked = "--contrastive" if search.contrastive else "--beams"
         raise UserError(
-            "Guessing ahead is for texts that are written token by token.", "Leave --beams out.", Exit.USAGE
+            "Guessing ahead is for texts that are written token by token.", f"Leave {asked} out.", Exit.USAGE
         )
     guesser = checked(drafting, tokenizer, config) if drafting.on else None
     eos = stop_ids(tokenizer, config, checkpoint.generation) | special_stops(tokenizer, stop) | {*wording.stop_id}

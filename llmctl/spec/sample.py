@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from llmctl.errors import Exit, UserError
+from llmctl.spec.idle import changed
 
 Format = Literal["auto", "lines", "jsonl", "text"]  # how a file holds prompts
 KvDtype = Literal["auto", "int8", "int4"]
@@ -104,6 +105,14 @@ class Sampling:
         return self._counted
 
     @property
+    def drawing(self) -> list[str]:
+        """Flags that were given which only mean something where tokens are drawn."""
+        return [flag for flag in changed(self) if flag in _DRAWING]
+
+    @property
     def samples(self) -> int:
         """Completions that are made of each prompt, of which `n` are kept."""
         return max(self.n, self.best_of)
+
+
+_DRAWING = ("--top-k", "--top-p", "--min-p", "--typical-p", "--epsilon-cutoff", "--eta-cutoff", "--best-of")

@@ -169,6 +169,9 @@ def test_a_text_beyond_the_context_is_warned_of(call, tiny):
         (["-p", "a", "--batch-size", "0"], 2, "--batch-size is 0"),
         (["-p", "a", "--temperature", "-1", "--top-p", "2"], 2, "--top-p is 2.0"),
         (["-p", "a", "--seed", str(2**63)], 2, "--seed"),
+        (["-p", "a", "--field", "text", "--format", "lines"], 2, "--format, --field say nothing beside -p"),
+        (["-p", "a", "--temperature", "0", "--top-k", "5"], 2, "--top-k says nothing where --temperature is 0"),
+        (["-p", "a", "--cache-prompt", "no/where"], 1, "no directory no"),
     ],
 )
 def test_what_cannot_be_done_is_said(call, tiny, argv, code, words):

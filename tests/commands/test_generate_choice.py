@@ -55,6 +55,7 @@ def test_a_form_is_kept_to(call, tiny, tmp_path):
         (["--stop-id", "100000"], "--stop-id names the id 100000"),
         (["--best-of", "2", "--n", "3"], "--best-of is 2, wanted 0, or --n (3) or more"),
         (["--typical-p", "0"], "--typical-p is 0"),
+        (["--forced-word", "zebra", "--max-tokens", "2"], "more than --max-tokens 2"),
     ],
 )
 def test_what_cannot_be_done_is_said_with_its_flag(call, tiny, options, said):

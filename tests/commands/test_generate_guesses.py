@@ -51,3 +51,15 @@ def test_a_draft_model_that_does_not_fit_is_refused_before_anything_is_read(call
     assert call("generate", tiny, "-p", "a", "--skip-layers", "2").code == 4
     assert call("generate", tiny, "-p", "a", "--lookup", "--beams", "2").code == 2
     assert call("generate", tiny, "-p", "a", "--draft-tokens", "2").code == 2
+
+
+def test_a_form_that_is_complete_at_the_limit_is_complete(call, tiny):
+    """Where guesses were made it was said to be cut off: the limit was looked at first."""
+    pytest.importorskip("llguidance", reason="the extra guide")
+    asked = ("generate", tiny, "-p", "the", "--regex", "[a-z]{8}", "--json")
+    plain = json.loads(call(*asked).out)
+    for way in ((), ("--skip-layers", "1", "--draft-tokens", "3")):
+        done = call(*asked, *way, "--max-tokens", plain["usage"]["completion_tokens"])
+        record = json.loads(done.out)
+        assert (record["completion"], record["finish_reason"]) == (plain["completion"], "stop")
+        assert "cut off" not in done.err

@@ -109,10 +109,10 @@ class GuessingDesk(Desk):
                 finish: Finish | None = None
                 if picked.id in wish.eos or (wish.stopped is not None and wish.stopped(picked.id)):
                     finish = "stop"
-                elif over + number + 1 >= wish.limit:
-                    finish = "length"
                 elif number + 1 == len(picks) and line.done:
                     finish = "stop"
+                elif over + number + 1 >= wish.limit:
+                    finish = "length"
                 right += guess.tokens[number : number + 1] == [picked.id]
                 events.append(Event(wish, picked, finish))
                 if finish is not None:
