@@ -134,15 +134,17 @@ class Angles:
 
     def of(self, places: int) -> tuple[Tensor, ...]:
         """Tables of so many places or more."""
-        if not self.tables or len(self.tables[0]) < places:
+        tables = self.tables  # once: another thread may put shorter ones there
+        if not tables or len(tables[0]) < places:
             more = torch.arange(max(256, 2 * places))[None]
             if self.rotary is None:
-                self.tables = (sinusoids(more, self.width, torch.float32)[0].contiguous(),)
+                tables = (sinusoids(more, self.width, torch.float32)[0].contiguous(),)
             else:
                 cosine, sine = (part[0, 0] for part in self.rotary(more, torch.float32))  # (places, R), the first half
                 half = cosine.shape[1] // 2
-                self.tables = cosine[:, :half].contiguous(), sine[:, half:].contiguous()
-        return self.tables
+                tables = cosine[:, :half].contiguous(), sine[:, half:].contiguous()
+            self.tables = tables
+        return tables
 
 
 @dataclass
@@ -187,7 +189,6 @@ class Engine:
         self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
         self.dim = -(-config.head_dim // PANEL) * PANEL
         self._held: list[object] = []  # what the structures point at
-        self._lock = threading.Lock()
         stack = model.decoder
         self.angles = [Angles(stack.rotaries.get(kind), 0) if kind in stack.rotaries else None for kind in ROTATIONS]
         self.waves = Angles(None, config.width) if config.position == "sinusoidal" else None

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llmctl.core.decode.native.build import Unavailable
-from llmctl.core.decode.native.engine import engine_of, made
+from llmctl.core.decode.native.engine import Angles, engine_of, made
 from llmctl.core.decode.native.rows import NativeRows
 from llmctl.core.decode.rows import Rows, rows_of
 from llmctl.core.model.attend import attend
@@ -128,6 +128,15 @@ def test_models_and_rows_of_one_process_do_not_disturb_each_other():
     for worker in workers:
         worker.join()
     assert max(off(one, other) for one, other in zip(found, wanted, strict=True)) < 3e-6
+
+
+def test_angles_that_another_thread_puts_there_meanwhile_are_not_taken_for_ones_own():
+    class Shared(Angles):
+        def __setattr__(self, name, value):
+            held = tuple(one[:1] for one in value) if name == "tables" else value  # the other's are shorter
+            super().__setattr__(name, held)
+
+    assert len(Shared(None, 8).of(300)[0]) >= 300
 
 
 def test_what_is_not_a_number_stays_none(target):
