@@ -39,10 +39,10 @@ class Kept:
         dim = shape[-1]
         groups = 1 if bits == 8 or dim % GROUP else dim // GROUP
         half = {"dtype": torch.float16, "device": device}
-        codes = torch.empty((*shape[:-1], dim if bits == 8 else dim // 2), device=device, dtype=_CODES[bits])
-        scale = torch.empty((*shape[:-1], groups), **half)
-        recent = torch.empty((*shape[:3], RING, dim), device=device, dtype=dtype)
-        return cls(codes, scale, None if bits == 8 else torch.empty_like(scale), recent)
+        codes = torch.zeros((*shape[:-1], dim if bits == 8 else dim // 2), device=device, dtype=_CODES[bits])
+        scale = torch.zeros((*shape[:-1], groups), **half)  # numbers: what is not seen counts 0 times
+        recent = torch.zeros((*shape[:3], RING, dim), device=device, dtype=dtype)
+        return cls(codes, scale, None if bits == 8 else torch.zeros_like(scale), recent)
 
     def _put(self, layer: int, x: Tensor, put: slice | tuple[Tensor, Tensor]) -> None:
         """Code the numbers x (B, Hkv, T, D) of the tokens of a pass, which go to the slots `View.put`."""
@@ -85,7 +85,7 @@ class Kept:
             All numbers, (B, Hkv, S, D): those of the new tokens and of WINDOW before them as they are.
         """
         dense, longest, end = self.dense(layer, max(lengths)), max(lengths), view.seen.stop
-        found = torch.cat((dense, dense.new_empty(*x.shape[:2], end - longest, x.shape[3])), 2) if longest else x
+        found = torch.cat((dense, dense.new_zeros(*x.shape[:2], end - longest, x.shape[3])), 2) if longest else x
         ring = self.recent[layer]  # (B, Hkv, RING, D)
         if isinstance(view.put, slice):
             late = torch.arange(max(0, longest - WINDOW), longest, device=x.device)
@@ -119,7 +119,7 @@ class Kept:
         """The same with room for so many rows and tokens."""
 
         def moved(held: Tensor, slots: int) -> Tensor:
-            made = held.new_empty(held.shape[0], rows, held.shape[2], slots, held.shape[4])
+            made = held.new_zeros(held.shape[0], rows, held.shape[2], slots, held.shape[4])
             made[:, : held.shape[1], :, : held.shape[3]] = held
             return made
 

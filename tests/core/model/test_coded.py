@@ -127,3 +127,27 @@ def test_text_is_as_likely_with_eight_bits_and_nearly_so_with_four(learned):
     before = perplexity(KVCache.allocate(model.config, 8, 128))
     assert perplexity(CodedCache.allocate(model.config, 8, 128, 8)) <= before * 1.001
     assert perplexity(CodedCache.allocate(model.config, 8, 128, 4)) <= before * 1.005
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@torch.inference_mode()
+def test_a_short_row_beside_a_long_one_does_not_see_what_memory_held_before(bits):
+    """Slots that no token was written to were left as they came, now and then NaN, of which nothing is 0 times."""
+    model = initialise(Transformer(CONFIG), 0).eval()
+    tokens = torch.randint(0, 61, (2, 60), generator=torch.Generator().manual_seed(4))
+    torch.use_deterministic_algorithms(True)  # memory that is not set is full of NaN then
+    try:
+        assert torch.empty(3).isnan().all()
+        cache = CodedCache.allocate(CONFIG, 1, 50, bits)
+        model(tokens[:1, :50], cache=cache)
+        cache.add(1)
+        cache.grow(90)
+        part = cache.rows(1, 2)
+        model(tokens[1:, :3], cache=part)
+        cache.took(part, 1)
+        both = model(tokens[:, 50:51], cache=cache)
+        alone = CodedCache.allocate(CONFIG, 1, 50, bits)
+        model(tokens[1:, :3], cache=alone)
+        torch.testing.assert_close(both[1:], model(tokens[1:, 50:51], cache=alone), rtol=0, atol=1e-5)
+    finally:
+        torch.use_deterministic_algorithms(False)
