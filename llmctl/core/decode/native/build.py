@@ -45,8 +45,9 @@ def library(target: str = "best") -> ctypes.CDLL:
     flags = (*FLAGS, _target(target))
     text = b"".join((Path(__file__).parent / name).read_bytes() for name in SOURCES)
     name = f"step-{_digest(text, flags, _cpu())}"
-    for folder in (_cache(), Path(tempfile.gettempdir()) / f"llmctl-{os.getuid()}"):
+    for place in (_cache, _temporary):
         try:
+            folder = place()
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if folder.stat().st_uid != os.getuid():
                 raise PermissionError(f"{folder} is another user's")
@@ -110,10 +111,8 @@ def _loaded(path: Path) -> ctypes.CDLL:
     found.llmctl_release.argtypes, found.llmctl_release.restype = [pointer], None
     found.llmctl_pass.argtypes = [ctypes.POINTER(Model), ctypes.POINTER(Pass), pointer]
     found.llmctl_pass.restype = number
-    found.llmctl_interleave.argtypes = [pointer, number, number, number, number, number, pointer, number]
+    found.llmctl_interleave.argtypes = [pointer, number, number, number, pointer, number]
     found.llmctl_interleave.restype = None
-    found.llmctl_straighten.argtypes = [pointer, number, number, number, pointer, number]
-    found.llmctl_straighten.restype = None
     found.llmctl_rows.argtypes = [ctypes.POINTER(Matrix), pointer, number, pointer, number]
     found.llmctl_rows.restype = None
     return found
@@ -125,7 +124,19 @@ def _target(target: str) -> str:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmctl"
+    """The user's own.
+
+    Raises:
+        FileNotFoundError: a user without a home directory, as containers have them.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if cache.startswith("~"):
+        raise FileNotFoundError("there is no home directory")
+    return Path(cache) / "llmctl"
+
+
+def _temporary() -> Path:
+    return Path(tempfile.gettempdir()) / f"llmctl-{os.getuid()}"
 
 
 def _identity(compiler: str) -> tuple[str, int, int]:

@@ -131,7 +131,7 @@ def _panels(library: ctypes.CDLL, words: Tensor) -> Tensor:
     rows, count = words.shape
     out = torch.empty(-(-rows // PANEL), count, PANEL, dtype=words.dtype)
     size = words.element_size()
-    library.llmctl_interleave(words.data_ptr(), rows, count, count, size, 0, out.data_ptr(), torch.get_num_threads())
+    library.llmctl_interleave(words.data_ptr(), rows, count, size, out.data_ptr(), torch.get_num_threads())
     return out
 
 

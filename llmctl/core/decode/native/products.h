@@ -2,8 +2,8 @@
 //
 // A matrix lies in panels of 32 rows. Within a panel, columns follow one another in steps of as many as one word of 32
 // bits holds, and the words of the 32 rows lie side by side: so a panel is one stream in memory, a vector holds 16
-// rows, and no sum goes across a vector. Steps: one column of float32 or (by halves of words) float16, two of bf16, four
-// of bytes, eight of four bits (byte j of a word holds columns j and j + 4).
+// rows, and no sum goes across a vector. Steps: one column of float32 or (by halves of words) float16, two of bf16,
+// four of bytes, eight of four bits (byte j of a word holds columns j and j + 4).
 //
 // Whole numbers are held without a sign, 8 and 128 too large; what activations sum to is taken off again.
 #pragma once
@@ -75,7 +75,8 @@ static inline V sixteen(const char* scale, int64_t kind, int64_t place) {
     return kind == BF16 ? brains((const uint16_t*)scale + place) : halves((const uint16_t*)scale + place);
 }
 
-// A panel of whole numbers as one of bf16, for many tokens: bytes exactly and without their scales, four bits with them.
+// A panel of whole numbers as one of bf16, for many tokens: bytes exactly and without their scales (but those of
+// groups), four bits with them.
 static void brained(const Matrix& w, int64_t at, char* to) {
     const int64_t groups = w.columns / w.group, step = w.kind == INT4 ? 8 : 4;
     const char* panel = w.codes + at * bytes_of(w.kind, w.columns);
@@ -141,8 +142,8 @@ static void dots(const char* panel, int64_t columns, const char* rows, int64_t s
     }
 }
 
-// Tokens of two parts each: M is even, and M / 2 rows come out. What is rounded is told step by step, so that any number
-// of tokens gives each the very same sums.
+// Tokens of two parts each: M is even, and M / 2 rows come out. What is rounded is told step by step, so that any
+// number of tokens gives each the very same sums.
 template <int BITS, int M>
 static void by_bytes(const Matrix& w, int64_t at, const Tokens& x, int64_t first, float (*out)[PANEL]) {
     const int64_t groups = w.columns / w.group, usual = BITS == 4 ? 8 : 128;
@@ -167,7 +168,8 @@ static void by_bytes(const Matrix& w, int64_t at, const Tokens& x, int64_t first
                 if constexpr (BITS == 4)
                     whole = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(part(0), 8), part(1)));
                 else
-                    whole = _mm512_fmadd_ps(_mm512_set1_ps(256), _mm512_cvtepi32_ps(part(0)), _mm512_cvtepi32_ps(part(1)));
+                    whole = _mm512_fmadd_ps(_mm512_set1_ps(256), _mm512_cvtepi32_ps(part(0)),
+                                            _mm512_cvtepi32_ps(part(1)));
                 float* to = out[m / 2] + side * LANES;
                 _mm512_storeu_ps(to, _mm512_fmadd_ps(whole, scale, g ? _mm512_loadu_ps(to) : _mm512_setzero_ps()));
             }
@@ -243,7 +245,7 @@ static void plainly(const Matrix& w, int64_t at, const Tokens& x, int64_t first,
     for (int m = 0; m < M; m++) store(out[m], sums[m][0]), store(out[m] + LANES, sums[m][1]);
 }
 
-// The product of a panel with up to `most_tokens` tokens from `first` on; units and biases are still to come.
+// The product of a panel with n tokens from `first` on; units and biases are still to come.
 template <int KIND>
 static void plain_tile(const Matrix& w, int64_t at, const Tokens& x, int64_t first, int64_t n, float (*out)[PANEL]) {
     if (n >= 4) return plainly<KIND, 4>(w, at, x, first, out), plain_tile<KIND>(w, at, x, first + 4, n - 4, out + 4);
@@ -252,7 +254,8 @@ static void plain_tile(const Matrix& w, int64_t at, const Tokens& x, int64_t fir
 }
 
 #if FAST
-static void pair_tile(const char* panel, int64_t columns, const Tokens& x, int64_t part, int64_t n, float (*out)[PANEL]) {
+static void pair_tile(const char* panel, int64_t columns, const Tokens& x, int64_t part, int64_t n,
+                      float (*out)[PANEL]) {
     int64_t done = 0;
     while (done < n) {
         const int64_t left = n - done;
@@ -338,7 +341,8 @@ static void given(Form form, int64_t parts, const float* x, int64_t columns, cha
     *unit = broken ? NAN : safe;  // bytes know no NaN
     const __m512 inverse = _mm512_set1_ps(broken ? 0.0f : 1.0f / safe);
     for (int64_t i = 0; i < columns; i += LANES) {
-        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(broken ? 0 : 0xffff, x + i), inverse));
+        const __m512 number = _mm512_maskz_loadu_ps(broken ? 0 : 0xffff, x + i);
+        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(number, inverse));
         const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
         _mm_storeu_si128((__m128i*)(to + i), _mm512_cvtepi32_epi8(high));
         _mm_storeu_si128((__m128i*)(to + stride + i), _mm512_cvtepi32_epi8(whole));

@@ -230,7 +230,9 @@ class Work {
         for (int64_t i = Share(p.asked, thread, threads).begin; i < Share(p.asked, thread, threads).end; i++)
             memcpy(y + i * m.width, x + p.which[i] * m.width, m.width * 4);
         barrier();
-        if (p.asked) product(y, p.asked, m.width, m.norm, m.logit_scale, {{&m.head, p.logits, m.head.rows, SCORES}}, thread, threads);
+        if (!p.asked) return;
+        product(y, p.asked, m.width, m.norm, m.logit_scale, {{&m.head, p.logits, m.head.rows, SCORES}}, thread,
+                threads);
     }
 
   private:
@@ -308,7 +310,9 @@ class Work {
         const Norm none = {};
         const bool before = m.place == PRE || m.place == SANDWICH, apart = m.place != PRE || m.parallel;
         product(x, n, m.width, before ? w.attention_norm : none, 1,
-                {{&w.q, q, q_width, STORE}, {&w.k, q + inner, q_width, STORE}, {&w.v, q + inner + shared, q_width, STORE}},
+                {{&w.q, q, q_width, STORE},
+                 {&w.k, q + inner, q_width, STORE},
+                 {&w.v, q + inner + shared, q_width, STORE}},
                 thread, threads);
         remember(w, thread, threads);
         barrier();
@@ -353,7 +357,8 @@ class Work {
             if (scale != 1)
                 for (int64_t i = 0; i < size; i++) line[i] *= (float)scale;
             for (int64_t i = size; i < w.columns; i++) line[i] = 0;
-            given(form, parts, line, w.columns, to + t * parts * stride, stride, unit + t, sum + t * parts * groups, w.group);
+            given(form, parts, line, w.columns, to + t * parts * stride, stride, unit + t, sum + t * parts * groups,
+                  w.group);
         }
         if (!own) barrier();
         return {to, stride, parts, unit, sum, groups};
@@ -435,8 +440,9 @@ class Work {
 
     // Keys, or values after them, of one block, layer and head.
     char* block(int64_t row, int64_t number, const Layer& w, int64_t head, bool values) const {
-        const int64_t at = p.tables[w.pool][row * p.table_strides[w.pool] + number], layers = m.pool_layers[w.pool];
-        return p.blocks[w.pool] + (((at * layers + w.slot) * m.kv_heads + head) * 2 + values) * PANEL * dim * kv_bytes();
+        const int64_t at = p.tables[w.pool][row * p.table_strides[w.pool] + number];
+        const int64_t place = (at * m.pool_layers[w.pool] + w.slot) * m.kv_heads + head;
+        return p.blocks[w.pool] + (2 * place + values) * PANEL * dim * kv_bytes();
     }
 
     // Norm and turn queries and keys, and put keys and values into the cache.
@@ -567,7 +573,8 @@ class Work {
                     }
                     total[r + i] = total[r + i] * shrunk + sum(s[0] + s[1]);
                     high = higher;
-                    given(form, parts, line, PANEL, chances + (r + i) * parts * chance_stride, chance_stride, nullptr, nullptr, 1);
+                    given(form, parts, line, PANEL, chances + (r + i) * parts * chance_stride, chance_stride, nullptr,
+                          nullptr, 1);
                     float* to = out + (r + i) * dim;
                     if (shrunk != 1)
                         for (int64_t j = 0; j < dim; j += LANES) store(to + j, load(to + j) * shrunk);
@@ -589,9 +596,9 @@ class Work {
     }
 };
 
-// Words of 32 rows side by side: (rows, words) to (panels, words, 32); rows that are missing are `filler`.
+// Words of 32 rows side by side: (rows, words) to (panels, words, 32); those of rows that are missing are 0.
 template <class Word>
-void interleave(const Word* from, int64_t rows, int64_t words_of_row, int64_t stride, Word filler, Word* to, int64_t threads) {
+void interleave(const Word* from, int64_t rows, int64_t words_of_row, Word* to, int64_t threads) {
     const int64_t count = (rows + PANEL - 1) / PANEL;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t panel = 0; panel < count; panel++)
@@ -599,16 +606,8 @@ void interleave(const Word* from, int64_t rows, int64_t words_of_row, int64_t st
             for (int64_t row = 0; row < PANEL; row++) {
                 const int64_t at = panel * PANEL + row, end = begin + 16 < words_of_row ? begin + 16 : words_of_row;
                 for (int64_t i = begin; i < end; i++)
-                    to[(panel * words_of_row + i) * PANEL + row] = at < rows ? from[at * stride + i] : filler;
+                    to[(panel * words_of_row + i) * PANEL + row] = at < rows ? from[at * words_of_row + i] : 0;
             }
-}
-
-template <class Word>
-void straighten(const Word* from, int64_t rows, int64_t words_of_row, Word* to, int64_t threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < words_of_row; i++)
-            to[row * words_of_row + i] = from[(row / PANEL * words_of_row + i) * PANEL + row % PANEL];
 }
 
 }  // namespace
@@ -636,22 +635,15 @@ int64_t llmctl_pass(const Model* model, const Pass* pass, Workspace* space) {
     }
 }
 
-void llmctl_interleave(const void* from, int64_t rows, int64_t words_of_row, int64_t stride, int64_t size, int64_t filler,
-                       void* to, int64_t threads) {
-    if (size == 4) interleave((const uint32_t*)from, rows, words_of_row, stride, (uint32_t)filler, (uint32_t*)to, threads);
-    else if (size == 2) interleave((const uint16_t*)from, rows, words_of_row, stride, (uint16_t)filler, (uint16_t*)to, threads);
-    else interleave((const uint8_t*)from, rows, words_of_row, stride, (uint8_t)filler, (uint8_t*)to, threads);
+void llmctl_interleave(const void* from, int64_t rows, int64_t words, int64_t size, void* to, int64_t threads) {
+    if (size == 4) interleave((const uint32_t*)from, rows, words, (uint32_t*)to, threads);
+    else if (size == 2) interleave((const uint16_t*)from, rows, words, (uint16_t*)to, threads);
+    else interleave((const uint8_t*)from, rows, words, (uint8_t*)to, threads);
 }
 
 // Vectors of tokens, (count, columns) float32, from a table or a packed matrix of floats.
 void llmctl_rows(const Matrix* from, const int64_t* ids, int64_t count, float* to, int64_t columns) {
     for (int64_t i = 0; i < count; i++) vector_of(*from, ids[i], columns, to + i * columns);
-}
-
-void llmctl_straighten(const void* from, int64_t rows, int64_t words_of_row, int64_t size, void* to, int64_t threads) {
-    if (size == 4) straighten((const uint32_t*)from, rows, words_of_row, (uint32_t*)to, threads);
-    else if (size == 2) straighten((const uint16_t*)from, rows, words_of_row, (uint16_t*)to, threads);
-    else straighten((const uint8_t*)from, rows, words_of_row, (uint8_t*)to, threads);
 }
 
 }

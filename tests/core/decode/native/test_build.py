@@ -89,3 +89,12 @@ def test_a_folder_that_cannot_be_written_leads_to_another(cache, tmp_path, monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     library("avx2")
     assert list((tmp_path / f"llmctl-{os.getuid()}").glob("*.so"))
+
+
+def test_a_user_without_a_home_has_another_folder(cache, tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where neither HOME nor the system says one
+    compiler(tmp_path, "echo 'error: tried' >&2; exit 1", monkeypatch)
+    with pytest.raises(Unavailable, match="tried"):
+        library()
+    assert (tmp_path / f"llmctl-{os.getuid()}").is_dir()
