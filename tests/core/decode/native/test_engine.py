@@ -189,3 +189,17 @@ def test_the_environment_can_want_none(monkeypatch):
     monkeypatch.setenv("LLMCTL_NATIVE", "0")
     with pytest.raises(Unavailable, match="LLMCTL_NATIVE"):
         NativeRows(small())
+
+
+def test_matrices_of_one_layer_may_be_held_in_different_ways(target):
+    model, exact = in_few_bits(GRIDS["int4"], torch.bfloat16)
+    plain, eight = small(torch.bfloat16, tie=False), in_few_bits(GRIDS["int8"], torch.bfloat16)
+    for source, wide, path in ((plain, deepcopy(plain).float(), "v"), (*eight, "k"), (*eight, "out")):
+        for number in range(2):
+            for mixed, taken in ((model, source), (exact, wide)):
+                setattr(mixed.layers[number].attention, path, getattr(taken.layers[number].attention, path))
+    ids = tokens(100)
+    wanted, rows = scores(exact, ids), NativeRows(model)
+    assert off(read_in_parts(rows, ids[:20]), wanted[4:20]) < 1e-2  # keys and values in bf16
+    rows.cut([0])
+    assert off(rows.read([ids])[0], wanted) < 3e-2
