@@ -98,7 +98,7 @@ def bench(
         )
 
 
-COLUMNS = ("engine", "dtype", "rows", "prefill", "of FLOP/s", "decode", "of GB/s", "first s", "load s", "GiB")
+COLUMNS = ("engine", "dtype", "rows", "prefill", "of FLOPs", "decode", "of GB/s", "first s", "GiB")
 
 
 def _cells(one: Speed) -> tuple[object, ...]:
@@ -107,6 +107,6 @@ def _cells(one: Speed) -> tuple[object, ...]:
         for value in (one.prefill_tokens_per_second, one.decode_tokens_per_second)
     )
     shares = (f"{100 * share:.0f} %" for share in (one.flops_share, one.bandwidth_share))
-    last = (f"{one.time_to_first_token:.3f}", f"{one.load_seconds:.2f}", f"{one.peak_memory / 2**30:.2f}")
+    last = (f"{one.time_to_first_token:.3f}", f"{one.peak_memory / 2**30:.2f}")
     used, got = shares
     return one.engine, one.dtype, str(one.rows), read, used, written, got, *last

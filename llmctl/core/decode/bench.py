@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llmctl.core.compress.pages import trim
+from llmctl.core.decode.native.build import wanted
 from llmctl.core.decode.ready import ready
 from llmctl.core.decode.rows import rows_of
 from llmctl.core.device import DTYPES, Place
@@ -30,9 +31,13 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 Start = Sequence[int]  # what the decoder of an encoder-decoder begins with
 
 
+def _native(model: Transformer) -> str:
+    return "LLMCTL_NATIVE says so" if wanted() is None else ready(model)
+
+
 # How a model that only decodes from now on is laid out; why it cannot be, as the end of a sentence, or "".
 ENGINES: dict[spec.Engine, Callable[[Transformer], str]] = {
-    "native": ready,
+    "native": _native,
     "stock": lambda model: ready(model, stock=True),
 }
 
