@@ -81,6 +81,10 @@ class StandIn(Linear):
         self.adapter = source.adapter
         self.train(source.training)
 
+    def single(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+        """The product with one token of a dtype, (1, I) to (1, O), whatever the adapter; None: it has no short way."""
+        return None
+
 
 class CastLinear(StandIn):
     """A Linear whose weight is in another type than the arithmetic's."""

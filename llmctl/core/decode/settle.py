@@ -8,7 +8,7 @@ multiplied in float32, one matrix at a time.
 """
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import lru_cache
 from itertools import accumulate
@@ -20,6 +20,7 @@ from torch import Tensor
 from llmctl.core.compress.frozen import StandIn, product
 from llmctl.core.compress.pages import give_back
 from llmctl.core.compress.quant.quicken import PackedHead, quicken
+from llmctl.core.decode.single import Single
 from llmctl.core.model.heads import Head
 from llmctl.core.model.layers import Block, Linear
 from llmctl.core.model.matrices import Joint
@@ -57,6 +58,8 @@ def settle(model: Transformer) -> None:
         else:
             head.swift = PackedHead(head.weight)
     quicken(model)
+    if model.decoder is not None:
+        model.decoder.swift = Single(model.decoder)
 
 
 @lru_cache
@@ -97,6 +100,13 @@ class Packed:
         y = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
         return y if self._span is None else y[..., self._span]
 
+    def single(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+        """As in `StandIn`; None where only some of the rows are meant."""
+        if self._span is not None or dtype != self.dtype:
+            return None
+        multiply, packed, bias = torch.ops.mkldnn._linear_pointwise.default, self._packed, self._bias
+        return lambda x: multiply(x, packed, bias, "none", [], "")
+
     def dense(self) -> Tensor:
         """The matrix (O, I), made anew."""
         weight = self._packed.to_dense()
@@ -116,6 +126,10 @@ class PackedLinear(StandIn):
         if torch.is_grad_enabled() or cast or x.dtype != self.matrix.dtype:
             return product(x, self.bias, self._made)
         return self.matrix.product(x)
+
+    def single(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+        """As in `StandIn`."""
+        return self.matrix.single(dtype)
 
     def dense(self) -> Tensor:
         """The matrix, (outputs, inputs), made anew."""
@@ -160,6 +174,10 @@ class PackedJoint:
     def __call__(self, x: Tensor, linears: tuple[Linear, ...]) -> list[Tensor] | None:
         """(..., I) to (..., O) of each; None of another dtype than the matrix's."""
         return list(self.matrix.product(x).split(self.sizes, -1)) if x.dtype == self.matrix.dtype else None
+
+    def single(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+        """As in `StandIn`, with all of them."""
+        return self.matrix.single(dtype)
 
 
 def _settled(

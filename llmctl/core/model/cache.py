@@ -33,6 +33,7 @@ class KVCache(Slots):
     Attributes:
         keys: of each layer, (B, Hkv, room of the layer, D), rotated where positions are rotary.
         values: of each layer, the same.
+        pairs: of each layer, both, (2, B, Hkv, room of the layer, D).
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class KVCache(Slots):
         part = object.__new__(KVCache)
         part.__dict__ |= self.__dict__
         part.lengths, part.first = self.lengths[start:stop], self.first[start:stop]
-        part._own([(k[start:stop], v[start:stop]) for k, v in self._stored])
+        part._own([pair[:, start:stop] for pair in self._stored])
         return part
 
     def took(self, part: "KVCache", start: int) -> None:
@@ -155,28 +156,25 @@ class KVCache(Slots):
     @property
     def nbytes(self) -> int:
         """Bytes of all that there is room for."""
-        return sum(k.nbytes + v.nbytes for k, v in self._stored)
+        return sum(pair.nbytes for pair in self._stored)
 
-    def _empty(
-        self, layer: int, rows: int, device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> tuple[Tensor, Tensor]:
-        keys = torch.zeros((rows, self.shape[0], self.room(layer), self.shape[1]), device=device, dtype=dtype)
-        return keys, torch.zeros_like(keys)  # numbers: what is not seen counts 0 times
+    def _empty(self, layer: int, rows: int, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
+        shape = (2, rows, self.shape[0], self.room(layer), self.shape[1])
+        return torch.zeros(shape, device=device, dtype=dtype)  # numbers: what is not seen counts 0 times
 
-    def _own(self, stored: list[tuple[Tensor, Tensor]]) -> None:
+    def _own(self, stored: list[Tensor]) -> None:
         rows = len(self.lengths)
         self._stored = stored
-        self.keys, self.values = ([pair[part][:rows] for pair in stored] for part in (0, 1))
+        self.pairs = [pair[:, :rows] for pair in stored]
+        self.keys, self.values = ([pair[part] for pair in self.pairs] for part in (0, 1))
 
     def _move(self, rows: int, capacity: int) -> None:
         """To memory of another size."""
         old, held = self._stored, self.length
         self.capacity = capacity
         for layer, pair in enumerate(old):
-            made = self._empty(layer, rows, pair[0].device, pair[0].dtype)
-            for new, one in zip(made, pair, strict=True):
-                new[: len(one), :, :held] = one[:, :, :held]
-            old[layer] = made
+            old[layer] = self._empty(layer, rows, pair.device, pair.dtype)
+            old[layer][:, : pair.shape[1], :, :held] = pair[:, :, :, :held]
         self._own(old)
 
     def _drop(self, row: int, held: int, lost: int) -> None:

@@ -1,6 +1,6 @@
 """Norm, Attention, MLP, Block, Stack: the layers, for every family alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -262,6 +262,10 @@ class Stack(nn.Module):
 
     Args:
         side: an encoder's tokens see each other both ways, a decoder's only those before them.
+
+    Attributes:
+        swift: None, or what may do what the layers of some names do, faster: `swift(names, x, shared)` is then what
+            comes out of them, or None.
     """
 
     def __init__(self, config: ModelConfig, side: Side, device=None, dtype=None):
@@ -269,6 +273,7 @@ class Stack(nn.Module):
         made = {"device": device, "dtype": dtype}
         layers = range(config.stacks[side])
         self.config, self.causal = config, side == "decoder"
+        self.swift: Callable[[Iterable[str], Tensor, Shared], Tensor | None] | None = None
         self.layers = nn.ModuleDict({str(i): Block(config, i, side, **made) for i in layers})
         self.norm = norm_of(config, **made) if config.norm_place != "post" else None
         relative = config.position == "relative"
@@ -301,9 +306,12 @@ class Stack(nn.Module):
             (B, T, width).
         """
         shared = self.prepare(x, positions, segments, cache, prefix, memory)
-        for layer in self.layers.values():
-            x = layer(x, shared)
-        return x if self.norm is None else self.norm(x)
+        made = None if self.swift is None else self.swift(self.layers, x, shared)
+        if made is None:
+            for layer in self.layers.values():
+                x = layer(x, shared)
+            made = x
+        return made if self.norm is None else self.norm(made)
 
     @property
     def virtual(self) -> int:

@@ -1,5 +1,8 @@
 """quicken: what decoding one token at a time gains once a model in few bits is whole: fewer calls, a packed head."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -78,6 +81,10 @@ class BytesJoint:
         y = self.matrix.product(x.flatten(0, -2), None, self.dynamic).view(*x.shape[:-1], -1)
         return _biased(y.split(self.sizes, -1), linears)
 
+    def single(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+        """As in `StandIn`, with all of them."""
+        return partial(self.matrix.product, bias=None, dynamic=self.dynamic)
+
 
 class NibblesJoint:
     """Products of the same tokens with several matrices of 4 bits, which become parts of one."""
@@ -98,6 +105,10 @@ class NibblesJoint:
         """(..., I) to (..., O) of each, or None where the kernel is not the fastest way."""
         y = multiplied(self.matrix, x.flatten(0, -2))
         return None if y is None else _biased(y.view(*x.shape[:-1], -1).split(self.sizes, -1), linears)
+
+    def single(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+        """As in `StandIn`, with all of them."""
+        return partial(multiplied, self.matrix)
 
 
 def _biased(parts: tuple[Tensor, ...], linears: tuple[Linear, ...]) -> list[Tensor]:
