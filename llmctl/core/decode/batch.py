@@ -14,6 +14,7 @@ from llmctl.core.decode.prefix import Prefix
 from llmctl.core.decode.rows import SHARED, Rows, common, rows_of
 from llmctl.core.decode.rules import Rules
 from llmctl.core.model.coded import GROUP, RING
+from llmctl.core.model.slots import in_one_pass
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.memory import BEYOND_WINDOW, kv_cache
@@ -223,7 +224,8 @@ class Desk:
         config, whole = self.model.config, self.rows.dtype.itemsize
         source = tokens if self.start else 0
         if not self._kv_bits:
-            return rows * kv_cache(config, tokens, whole, source=source, beyond=BEYOND_WINDOW)
+            beyond = tokens if in_one_pass(config) else BEYOND_WINDOW
+            return rows * kv_cache(config, tokens, whole, source=source, beyond=beyond)
         scales = 2 / config.head_dim if self._kv_bits == 8 else 4 / min(GROUP, config.head_dim)
         coded = kv_cache(config, tokens, 1, source=source, beyond=tokens) * (self._kv_bits / 8 + scales)
         return rows * (int(coded) + kv_cache(config, RING, whole))

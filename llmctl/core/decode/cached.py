@@ -6,7 +6,8 @@ from pathlib import Path
 
 from llmctl.core.decode.native.engine import made
 from llmctl.core.decode.prefix import Prefix
-from llmctl.core.decode.rows import BY_ROW, SHARED, common, rows_of
+from llmctl.core.decode.rows import SHARED, common, rows_of
+from llmctl.core.model.position import BY_ROW
 from llmctl.core.model.slots import CHUNK, SLACK
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import Exit, UserError

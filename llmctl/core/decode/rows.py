@@ -13,13 +13,12 @@ from llmctl.core.decode.speculate.skip import without_layers
 from llmctl.core.model.cache import Cache, KVCache, cache_for
 from llmctl.core.model.coded import CodedCache
 from llmctl.core.model.memory import Memory
-from llmctl.core.model.position import turning_point
-from llmctl.core.model.slots import CHUNK
+from llmctl.core.model.position import BY_ROW, turning_point
+from llmctl.core.model.slots import CHUNK, in_one_pass
 from llmctl.core.model.transformer import Transformer
 
 SPARE = 256  # tokens after those that are read at first that a cache has room for
 SHARED = 16  # tokens at the beginning of two texts that are worth copying rather than reading again
-BY_ROW = ("dynamic", "longrope")  # rotary positions that depend on how long a row is
 
 
 class Rows:
@@ -53,7 +52,7 @@ class Rows:
         self.virtual = model.virtual_tokens("decoder")
         self.turn = turning_point(model.config)
         self._by_row = model.config.rope_scaling is not None and model.config.rope_scaling.kind in BY_ROW
-        self._whole = model.config.prefix_lm or self._by_row  # a text is read in one pass
+        self._whole = in_one_pass(model.config)
         self._cache: Cache | None = None
         self._memory: Memory | None = None
         self._recorded = Recorded(model) if self.device.type == "cuda" else None
@@ -225,7 +224,7 @@ class Rows:
         cache = self._cache if every else self._cache.rows(start, stop)
         memory = self._memory if every or self._memory is None else self._memory.rows(start, stop)
         longest = max(map(len, news))
-        size = longest if self._whole else min(CHUNK, longest)
+        size = longest if self._whole else min(max(1, CHUNK - self.virtual), longest)
         found: list[Tensor] = []
         ends = [None] * len(news)
         for at in range(0, longest, size):

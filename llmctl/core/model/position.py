@@ -24,7 +24,7 @@ class Rotary:
             config = replace(config, rope_theta=config.rope_local_theta, rope_scaling=None)
         self.config = config
         self.frequencies, self.factor = rope_frequencies(config)  # (R/2,) float32, not a buffer: casts would round it
-        self.by_row = None if config.rope_scaling is None else _BY_ROW.get(config.rope_scaling.kind)
+        self.by_row = None if config.rope_scaling is None else BY_ROW.get(config.rope_scaling.kind)
 
     def __call__(self, positions: Tensor, dtype: torch.dtype) -> Angles:
         """Cosines and signed sines for `rotate`.
@@ -177,7 +177,7 @@ def _longrope(config: ModelConfig, scaling: RopeScaling, plain: Tensor) -> tuple
     return plain / short, attention  # of rows within the original context
 
 
-_BY_ROW = {"dynamic": dynamic_frequencies, "longrope": longrope_frequencies}  # scalings by the length of a row
+BY_ROW = {"dynamic": dynamic_frequencies, "longrope": longrope_frequencies}  # scalings by the length of a row
 _SCALED: dict[str, Callable[[ModelConfig, RopeScaling, Tensor], tuple[Tensor, float]]] = {
     "linear": _linear,
     "dynamic": _dynamic,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from llmctl.core.model.attend import Mask, placed_mask, self_mask
+from llmctl.core.model.position import BY_ROW
 from llmctl.spec.memory import BEYOND_WINDOW
 from llmctl.spec.model import ModelConfig
 
@@ -48,7 +49,7 @@ class Slots:
     def __init__(self, config: ModelConfig, rows: int, capacity: int, drops: bool):
         self.windows = [config.window_of(layer) for layer in range(config.layers)]
         self.window = config.window
-        self.drops = drops and config.window is not None
+        self.drops = drops and config.window is not None and not in_one_pass(config)
         self.capacity = capacity
         self.lengths = [0] * rows
         self.first = [0] * rows
@@ -168,6 +169,11 @@ class Slots:
     def _drop(self, row: int, held: int, lost: int) -> None:
         """Move the last of `held` tokens of a row to the front of layers with a window; the first `lost` go."""
         raise NotImplementedError
+
+
+def in_one_pass(config: ModelConfig) -> bool:
+    """Whether a text is read in one pass: its tokens see later ones, or turn by how long it is; so none is dropped."""
+    return config.prefix_lm or (config.rope_scaling is not None and config.rope_scaling.kind in BY_ROW)
 
 
 def counted(expected: list[int] | None, rows: int, tokens: int, segments: Tensor | None) -> list[int]:

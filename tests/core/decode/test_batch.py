@@ -1,16 +1,22 @@
 """Desk and Rows: what is beside a text, when it enters, and what is known of its beginning, change nothing in it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from llmctl.core.adapt.inject import adapt
 from llmctl.core.decode.batch import Desk, Wish
 from llmctl.core.decode.choose import Chooser
 from llmctl.core.decode.rows import Rows
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.sample import stream_key
 from llmctl.core.model.init import initialise
+from llmctl.core.model.position import BY_ROW
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import UserError
+from llmctl.spec.adapt import AdaptConfig
+from llmctl.spec.model import RopeScaling
 from llmctl.spec.sample import Sampling
 from tests.core.variants import DECODERS, ENCODER_DECODERS, VARIANTS
 
@@ -166,6 +172,25 @@ def test_long_texts_are_read_in_chunks_and_give_what_they_give_at_once(monkeypat
     read_by(model, seen)
     torch.testing.assert_close(Rows(model).add(drawn(1, 30))[0], expected, **CLOSE)
     assert seen == [8, 8, 8, 6]
+
+
+@pytest.mark.parametrize("what", ["prefix", "prompt", "dynamic", "longrope"])
+@torch.no_grad()
+def test_a_long_text_is_read_where_layers_with_a_window_drop_tokens(what):
+    """It was refused as too many tokens for one pass: with virtual tokens before it, or read at once for its angles."""
+    config = replace(VARIANTS["mistral"], context=300)
+    if what in BY_ROW:
+        scaling = RopeScaling(what, 4.0, 300, short_factor=(1.0,) * 3, long_factor=(2.0,) * 3)
+        model = initialise(Transformer(replace(config, rope_scaling=scaling)), 0).eval()
+    else:
+        model = initialise(Transformer(config), 0).eval()
+        adapt(model, AdaptConfig(what, virtual_tokens=3), seed=1)
+    for text in (drawn(1, 700)[0], drawn(1, 298)[0]):
+        rows = Rows(model)
+        torch.testing.assert_close(rows.add([text])[0], scores(model, text), **CLOSE)
+        for token in () if what == "dynamic" else (5, 6, 7):  # whose angles change with every token
+            text = [*text, token]
+            torch.testing.assert_close(rows.step([token])[0], scores(model, text), **CLOSE)
 
 
 def test_memory_decides_how_many_are_written_side_by_side():

@@ -104,14 +104,13 @@ class GuessingDesk(Desk):
         found = verified(logits, drafts, guesses, self.source.accept)
         for place, (guess, picks) in enumerate(zip(guesses, found, strict=True), first):
             wish, line, right = self._wishes[place], self._lines[place], 0
-            over = line.step - len(picks)  # tokens before these
+            before = line.step - len(picks)  # tokens before these
             for number, picked in enumerate(picks):
                 finish: Finish | None = None
-                if picked.id in wish.eos or (wish.stopped is not None and wish.stopped(picked.id)):
+                stops = picked.id in wish.eos or (wish.stopped is not None and wish.stopped(picked.id))
+                if stops or (number + 1 == len(picks) and line.done):
                     finish = "stop"
-                elif number + 1 == len(picks) and line.done:
-                    finish = "stop"
-                elif over + number + 1 >= wish.limit:
+                elif before + number + 1 >= wish.limit:
                     finish = "length"
                 right += guess.tokens[number : number + 1] == [picked.id]
                 events.append(Event(wish, picked, finish))
