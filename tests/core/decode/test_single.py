@@ -1,4 +1,4 @@
-"""single: one token of one row through a settled model, as its modules compute it; and when they are asked after all."""
+"""single: one token of one row through a settled model, as its modules compute it; when those are asked after all."""
 
 import copy
 
