@@ -14,6 +14,7 @@ from llmctl.core.decode.prefix import Prefix
 from llmctl.core.decode.ready import ready
 from llmctl.core.decode.rows import rows_of
 from llmctl.core.model.init import initialise
+from llmctl.core.model.slots import SLACK
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.adapt import AdaptConfig
@@ -69,26 +70,29 @@ def test_what_begins_with_a_kept_prompt_goes_on_as_if_it_had_been_read(kind, sto
     assert (other.add([IDS]) - wanted).abs().max() > 1e-3  # it was not read again
 
 
-def test_a_prompt_longer_than_a_window_is_kept_by_the_native_step_and_used_by_both(stored, tmp_path):
-    ids = IDS * 40
+def test_a_prompt_is_kept_while_a_window_has_not_let_go_of_it_and_used_by_both_steps(stored, tmp_path):
     config = replace(VARIANTS["mistral"], context=4096)
     path = tmp_path / "model"
     path.mkdir()
     save_checkpoint(path, initialise(Transformer(config), 0), config)
-    file = tmp_path / "prompt.safetensors"
-    stock = Checkpoint.open(path).model()
+    stock, native = Checkpoint.open(path).model(), Checkpoint.open(path).model()
     ready(stock, True)
-    prefix, note = kept(file, path, stock, ids)
-    assert prefix is None and "window" in note and not file.exists()
-    native = Checkpoint.open(path).model()
     if why := ready(native):
         pytest.fail(why)
-    kept(file, path, native, ids)
+    file = tmp_path / "prompt.safetensors"
     for model in (stock, native):
-        prefix, _ = kept(file, path, model, ids)
-        plain, helped = rows_of(model), rows_of(model)
-        helped.prefixes.append(prefix)
-        torch.testing.assert_close(helped.add([ids]), plain.add([ids]), rtol=1e-4, atol=1e-4)
+        prefix, note = kept(file, path, model, IDS * 40)
+        assert prefix is None and "window" in note and not file.exists()
+    for writer in (stock, native):
+        ids = (IDS * 40)[: config.window + SLACK]
+        assert kept(file, path, writer, ids)[1] == ""
+        for model in (stock, native):
+            prefix, _ = kept(file, path, model, ids)
+            assert len(prefix.ids) == len(ids)
+            plain, helped = rows_of(model), rows_of(model)
+            helped.prefixes.append(prefix)
+            torch.testing.assert_close(helped.add([IDS * 40]), plain.add([IDS * 40]), rtol=1e-4, atol=1e-4)
+        file.unlink()
 
 
 def test_a_file_of_another_model_or_type_is_refused(stored, tmp_path):
