@@ -98,11 +98,10 @@ class Records:
         record = answer.request.record
         if record is None:
             record = {"schema": "llmctl/generate/1", "prompt": answer.request.text}
-        elif lost := [name for name in made if name in record and not self.warned]:
+        elif not self.warned and (lost := [name for name in made if name in record]):
             self.warned = True
-            self.console.warn(
-                f"the records have a field {lost[0]!r} already, which is replaced: --output-field names another."
-            )
+            other = ": --output-field names another" if lost[0] in (self.field, "completions") else ""
+            self.console.warn(f"the records have a field {lost[0]!r} already, which is replaced{other}.")
         self.console.jsonl({**record, **made})
 
     def _made(self, answer: "Answer") -> dict[str, Any]:

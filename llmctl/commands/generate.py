@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from llmctl.core.decode.answer import Answer
 
 FIELDS = ("prompt", "text")  # where a record's prompt is looked for when no field is named
+# What a record is given besides its completion.
+GIVEN = ("schema", "error", "finish_reason", "score", "branch", "logprobs", "steps", "tree", "usage")
 
 
 @expand
@@ -50,7 +52,9 @@ def generate(
     special: Annotated[bool, "Read special tokens typed in a prompt as such, and show those that are written."] = False,
     seed: Annotated[int, "Of the random choices; each completion has a stream of its own."] = 0,
     batch_size: Annotated[
-        int, "Completions made at a time: one that has ended makes room for the next. In fp32 results are the same."
+        int,
+        "Completions made at a time: one that has ended makes room for the next. In fp32 results are the same. "
+        "With 1, each prompt is answered before the next is read.",
     ] = 16,
     memory: Annotated[
         str | None, "Take no more than this (24GiB, 500MB): fewer completions are then made at a time."
@@ -78,6 +82,7 @@ def generate(
     """
     wrong = {
         "--stop is empty": "" in stop,
+        f"--output-field is {output_field!r}, which is taken": output_field in ("", *GIVEN),
         f"--batch-size is {batch_size}, wanted 1 or more": batch_size < 1,
         f"--seed is {seed}, wanted a number of 64 bits": not -(2**63) <= seed < 2**63,
     }

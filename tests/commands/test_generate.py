@@ -84,6 +84,8 @@ def test_the_field_can_be_named_and_what_is_there_kept(call, tiny, tmp_path):
     (record,) = records(done.out)
     assert list(record) == ["question", "completion", "answer", "finish_reason", "usage"]
     assert record["completion"] == "reference" and "warning" not in done.err
+    told = call("generate", tiny, "-", "--max-tokens", 1, stdin=b'{"prompt": "the", "usage": 1}\n').err
+    assert "'usage' already, which is replaced." in told  # which no --output-field would change
 
 
 def test_of_several_texts_each_ends_with_a_newline(call, tiny, alone):
@@ -171,6 +173,7 @@ def test_a_text_beyond_the_context_is_warned_of(call, tiny):
         (["-p", "a", "--seed", str(2**63)], 2, "--seed"),
         (["-p", "a", "--field", "text", "--format", "lines"], 2, "--format, --field say nothing beside -p"),
         (["-p", "a", "--temperature", "0", "--top-k", "5"], 2, "--top-k says nothing where --temperature is 0"),
+        (["-p", "a", "--output-field", "usage"], 2, "--output-field is 'usage', which is taken"),
         (["-p", "a", "--cache-prompt", "no/where"], 1, "no directory no"),
     ],
 )
