@@ -15,12 +15,11 @@ from llmctl.console import Console, harmless
 from llmctl.errors import Exit, Interrupted, UserError
 from llmctl.signals import Stop
 from llmctl.spec.chat import changed, read_talk, settings, write_talk
+from llmctl.typed import QUOTES, Typing, typed_lines, whole
 
 if TYPE_CHECKING:
     from llmctl.core.decode.talk import Talk
 
-QUOTES = '"""'
-PROMPT, MORE = ">>> ", "... "
 COMMAND = re.compile(r"/([a-z]+|\?)(?:\s+(.*))?", re.DOTALL)
 OTHERS = {"?": "help", "exit": "quit", "bye": "quit", "clear": "reset", "q": "quit"}
 HELP = f"""\
@@ -51,6 +50,7 @@ class Conversation:
         self.files = {saved} if mine else set()
         self.ended = False
         self.forgotten = 0
+        self._typing = Typing()
         self.commands: dict[str, Callable[[str], None]] = {
             "help": self._help,
             "system": self._system,
@@ -73,7 +73,7 @@ class Conversation:
         """
         with suppress(ImportError):  # not every Python has it
             import readline  # noqa: F401 - input() edits lines with it
-        with Terminated():
+        with Terminated(), self._typing:
             while not self.ended:
                 try:
                     self._turn()
@@ -84,7 +84,7 @@ class Conversation:
 
     def _turn(self) -> None:
         """One turn or command."""
-        lines = typed_lines()
+        lines = typed_lines(self._typing)
         first = next(lines, None)
         if first is None:
             self._note("")
@@ -223,57 +223,6 @@ class Conversation:
     @property
     def _terminal(self) -> bool:
         return sys.stdout is not None and sys.stdout.isatty()
-
-
-def typed_lines() -> Iterator[str]:
-    """Lines from the terminal until its end, each asked for; edited with readline where that is there.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C.
-    """
-    prompt = PROMPT
-    while True:
-        try:
-            line = _edited(prompt)
-        except EOFError:
-            return
-        yield line
-        prompt = MORE
-
-
-def whole(first: str, more: Iterator[str]) -> str:
-    r'''A turn: one line; or all between """ and """; or lines of which each but the last ends with \.'''
-    if first.lstrip().startswith(QUOTES):
-        text = first.lstrip().removeprefix(QUOTES)
-        while not text.rstrip().endswith(QUOTES):
-            line = next(more, None)
-            if line is None:
-                return text
-            text += "\n" + line
-        return text.rstrip().removesuffix(QUOTES).strip("\n")
-    text = first
-    while text.endswith("\\"):
-        line = next(more, None)
-        text = text.removesuffix("\\") + ("" if line is None else "\n" + line)
-        if line is None:
-            break
-    return text.strip()
-
-
-def _edited(prompt: str) -> str:
-    """One line. The prompt goes to the terminal, wherever stdout goes.
-
-    Raises:
-        EOFError: there are no more.
-    """
-    if sys.stdout is not None and sys.stdout.isatty():
-        return input(prompt)
-    if sys.stderr is not None:
-        print(prompt, end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.rstrip("\r\n")
 
 
 class Terminated:

@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from llmctl import typed
+from llmctl.typed import Typing
 from tests.conftest import environment
 
 SHORT = ["--temperature", "1", "--max-tokens", "8"]
@@ -257,6 +259,16 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(person):
     assert "Ctrl-D ends" in one.sees(">>> ")
     one.types("\x04")
     assert one.ends() == 0
+
+
+def test_someone_who_leans_on_ctrl_c_does_not_end_the_program(monkeypatch):
+    typing = Typing()
+    monkeypatch.setattr(typed, "_edited", lambda prompt: signal.raise_signal(signal.SIGINT))
+    with typing:
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                typing.line(">>> ")
+            signal.raise_signal(signal.SIGINT)  # while it is told how to end: nobody waits
 
 
 def test_sigterm_ends_the_program(person):
