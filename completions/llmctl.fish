@@ -575,7 +575,7 @@ complete -c llmctl -n '__fish_seen_subcommand_from prompt' -s h -l help -d 'Show
 complete -c llmctl -n '__fish_seen_subcommand_from prompt' -F
 complete -c llmctl -n '__fish_seen_subcommand_from prompt' -F
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l temperature -x -d '0 takes the likeliest token, 1 samples from the model as it is'
-complete -c llmctl -n '__fish_seen_subcommand_from generate' -l top-k -x -d 'Sample among the K likeliest tokens'
+complete -c llmctl -n '__fish_seen_subcommand_from generate' -l top-k -x -d 'Sample among this many likeliest tokens'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l top-p -x -d 'Sample among the likeliest tokens that hold this much probability'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l min-p -x -d 'Drop tokens less likely than this share of the likeliest one'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l typical-p -x -d 'Sample among the tokens whose surprise is nearest to the expected one and that hold this much probability'
@@ -589,7 +589,7 @@ complete -c llmctl -n '__fish_seen_subcommand_from generate' -l min-tokens -x -d
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l max-tokens -x -d 'Stop after this many new tokens'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l n -x -d 'Completions of each prompt'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l best-of -x -d 'Make this many completions of each prompt, and keep the --n likeliest by their mean per token'
-complete -c llmctl -n '__fish_seen_subcommand_from generate' -l logprobs -x -d 'Give the log-probability (nats) of each token as the model has it before all filters, and those of the K likeliest beside it'
+complete -c llmctl -n '__fish_seen_subcommand_from generate' -l logprobs -x -d 'Give the log-probability (nats) of each token as the model has it before all filters, and those of this many likeliest beside it'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l explain -d 'Show at each step the likeliest tokens with their probabilities before and after each filter'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l no-explain -d 'Show at each step the likeliest tokens with their probabilities before and after each filter'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l bad-word -x -d 'Never write this word, with or without a space before it'
@@ -599,11 +599,11 @@ complete -c llmctl -n '__fish_seen_subcommand_from generate' -l stop-id -x -d 'E
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l schema -r -F -d 'Write JSON that fits this JSON Schema (a file)'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l regex -x -d 'Write a text that this regular expression matches as a whole'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l grammar -r -F -d 'Write a text of this grammar (a file'
-complete -c llmctl -n '__fish_seen_subcommand_from generate' -l beams -x -d 'Texts continued side by side, the likeliest K at each step'
+complete -c llmctl -n '__fish_seen_subcommand_from generate' -l beams -x -d 'Continue this many texts side by side, the likeliest at each step'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l beam-groups -x -d 'Groups of beams, each searching apart from those before it'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l diversity -x -d 'Taken off a token\'s score for each beam of an earlier group that has just written it'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l length-penalty -x -d 'A text\'s score is its log-probability over its tokens to this power: above 0 favours long texts'
-complete -c llmctl -n '__fish_seen_subcommand_from generate' -l early-stopping -x -a 'false true never' -d 'End when K texts have ended (true), when no beam would beat them at its present length (false), or when none could at any length (never)'
+complete -c llmctl -n '__fish_seen_subcommand_from generate' -l early-stopping -x -a 'false true never' -d 'End when as many texts as beams have ended (true), when no beam would beat them at its present length (false), or when none could at any length (never)'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l contrastive -x -d 'Contrastive search: weight, from 0 to 1, of how much a token\'s state is like an earlier one\'s, against its probability'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l candidates -x -d 'Likeliest tokens among which contrastive search chooses'
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -l draft-model -r -F -d 'Checkpoint of a smaller model with the same tokens, which guesses what comes next'
@@ -638,7 +638,7 @@ complete -c llmctl -n '__fish_seen_subcommand_from generate' -s h -l help -d 'Sh
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -F
 complete -c llmctl -n '__fish_seen_subcommand_from generate' -F
 complete -c llmctl -n '__fish_seen_subcommand_from chat' -l temperature -x -d '0 takes the likeliest token, 1 samples from the model as it is'
-complete -c llmctl -n '__fish_seen_subcommand_from chat' -l top-k -x -d 'Sample among the K likeliest tokens'
+complete -c llmctl -n '__fish_seen_subcommand_from chat' -l top-k -x -d 'Sample among this many likeliest tokens'
 complete -c llmctl -n '__fish_seen_subcommand_from chat' -l top-p -x -d 'Sample among the likeliest tokens that hold this much probability'
 complete -c llmctl -n '__fish_seen_subcommand_from chat' -l min-p -x -d 'Drop tokens less likely than this share of the likeliest one'
 complete -c llmctl -n '__fish_seen_subcommand_from chat' -l typical-p -x -d 'Sample among the tokens whose surprise is nearest to the expected one and that hold this much probability'

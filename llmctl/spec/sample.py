@@ -30,7 +30,7 @@ class Sampling:
         "0 takes the likeliest token, 1 samples from the model as it is. "
         "Default: 0, or 1 with --top-k, --top-p, --min-p, --typical-p, --epsilon-cutoff, --eta-cutoff, --n, --best-of.",
     ] = None
-    top_k: Annotated[int, "Sample among the K likeliest tokens; 0: all."] = 0
+    top_k: Annotated[int, "Sample among this many likeliest tokens; 0: all."] = 0
     top_p: Annotated[float, "Sample among the likeliest tokens that hold this much probability."] = 1.0
     min_p: Annotated[float, "Drop tokens less likely than this share of the likeliest one."] = 0.0
     typical_p: Annotated[
@@ -56,7 +56,7 @@ class Sampling:
     logprobs: Annotated[
         int | None,
         "Give the log-probability (nats) of each token as the model has it before all filters, "
-        "and those of the K likeliest beside it.",
+        "and those of this many likeliest beside it.",
     ] = None
     explain: Annotated[
         bool, "Show at each step the likeliest tokens with their probabilities before and after each filter."

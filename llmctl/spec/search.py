@@ -24,7 +24,8 @@ class Search:
     """
 
     beams: Annotated[
-        int | None, "Texts continued side by side, the likeliest K at each step. Default: the checkpoint's, or 1."
+        int | None,
+        "Continue this many texts side by side, the likeliest at each step. Default: the checkpoint's, or 1.",
     ] = None
     beam_groups: Annotated[
         int | None, "Groups of beams, each searching apart from those before it; for texts that differ."
@@ -38,8 +39,8 @@ class Search:
     ] = None
     early_stopping: Annotated[
         EarlyStopping | None,
-        "End when K texts have ended (true), when no beam would beat them at its present length (false), or when "
-        "none could at any length (never). Default: false.",
+        "End when as many texts as beams have ended (true), when no beam would beat them at its present length "
+        "(false), or when none could at any length (never). Default: false.",
     ] = None
     contrastive: Annotated[
         float | None,
