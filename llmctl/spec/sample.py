@@ -13,6 +13,9 @@ KvDtype = Literal["auto", "int8", "int4"]
 KV_BITS: dict[KvDtype, int] = {"auto": 0, "int8": 8, "int4": 4}
 
 
+COLDEST = 1e-30
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Choice of tokens.
@@ -96,8 +99,8 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """True when no chance is involved."""
-        return self.temperature == 0
+        """True when no chance is involved: a temperature of 0, or one that float32 cannot divide by."""
+        return self.temperature < COLDEST
 
     @property
     def counted(self) -> bool:
