@@ -175,7 +175,7 @@ class PackedJoint:
         """(..., I) to (..., O) of each; None of another dtype than the matrix's."""
         return list(self.matrix.product(x).split(self.sizes, -1)) if x.dtype == self.matrix.dtype else None
 
-    def single(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+    def single(self, dtype: torch.dtype, linears: tuple[Linear, ...]) -> Callable[[Tensor], Tensor] | None:
         """As in `StandIn`, with all of them."""
         return self.matrix.single(dtype)
 

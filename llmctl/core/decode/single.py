@@ -139,7 +139,7 @@ def _norm(norm: nn.Module) -> Branch:
 def _attention(module: Attention, dtype: torch.dtype) -> Layer:
     """Attention of one token; where positions turn a part of a head or nothing is joined, the module itself."""
     plain = type(module) is Attention and module.joint is not None and module.softcap is None
-    multiplied = module.joint.single(dtype) if plain else None
+    multiplied = module.joint.single(dtype, (module.q, module.k, module.v)) if plain else None
     if multiplied is None:
         return _module(module)
     out, slow = product_of(module.out, dtype), _module(module)
@@ -172,7 +172,7 @@ def _mlp(module: MLP, dtype: torch.dtype) -> Branch:
     up, down, activation = product_of(module.up, dtype), product_of(module.down, dtype), module.activation
     if module.gate is None:
         return lambda x: down(activation(up(x)))
-    multiplied = None if module.joint is None else module.joint.single(dtype)
+    multiplied = None if module.joint is None else module.joint.single(dtype, (module.gate, module.up))
     if multiplied is None:
         gate = product_of(module.gate, dtype)
         return lambda x: down(activation(gate(x)).mul_(up(x)))

@@ -11,6 +11,7 @@ from llmctl.core.decode.settle import settle
 from llmctl.core.model.init import initialise
 from llmctl.core.model.look import watch
 from llmctl.core.model.transformer import Transformer
+from tests.core.compress.quant.test_linear import GRIDS, quantised
 from tests.core.variants import VARIANTS
 
 DECODERS = [name for name, config in VARIANTS.items() if config.kind == "decoder"]
@@ -53,6 +54,21 @@ def test_a_step_computes_what_the_modules_do(name, dtype):
     if dtype == torch.float32:
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert (found - wanted).abs().mean() <= 1.3 * (was - wanted).abs().mean() + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["int8", "int8 with zeros", "int4", "w8a8", "fp8"])
+@torch.no_grad()
+def test_so_do_matrices_in_few_bits(name, dtype):
+    for changes in ({}, {"qkv_bias": True, "out_bias": True, "mlp_bias": True}):
+        plain, made = (quantised(GRIDS[name], dtype, **changes) for _ in range(2))
+        for one in (plain, made):
+            for parameter in one.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(torch.randn(len(parameter), generator=torch.Generator().manual_seed(0)) / 4)
+        settle(made)
+        close = 1e-4 if dtype == torch.float32 and name != "int4" else 0.3  # products of 4 bits are bf16
+        torch.testing.assert_close(read(made), read(plain), rtol=0, atol=close)
 
 
 def test_only_one_token_of_one_row_after_others_is_read_so():

@@ -27,6 +27,7 @@ from torch import Tensor
 PARTS = {torch.float32: 3, torch.bfloat16: 2, torch.float16: 2}  # bytes of an activation
 MOST = {2: 127 * 257, 3: 126 * 65793}  # the largest whole number of so many bytes from -128 to 127; in float32 room
 LIFT = {2: 128 * 257 + 0.5, 3: 128 * 65793.0}  # added, it makes all of them positive, and truncation rounding
+POWERS = (1.0, 256.0)  # what a unit of each of two bytes stands for
 SMALLEST = 1e-30  # a unit, so that its inverse is a float32
 TOKENS = 256  # that are multiplied at once: what is made of them takes little memory
 LOOKED_UP = 1 << 16  # weights at a time: they stay in a core's cache
@@ -91,6 +92,21 @@ class Bytes:
             return self._of(x, (one if x.shape[0] == 1 else many), bias)
         return torch.cat([self._of(rows, many, bias) for rows in x.split(TOKENS)])
 
+    def single(self, dtype: torch.dtype, bias: Tensor | None, dynamic: bool) -> Callable[[Tensor], Tensor] | None:
+        """`product` for one token (1, I) of a dtype, where every call counts; None: it has no shorter way."""
+        if dynamic or PARTS.get(dtype) != len(POWERS) or self._shift is not None or self._span is not None:
+            return None
+        packed, scale, points, powers = self._packed, self._scale, self._points, torch.tensor([POWERS])
+        multiply = torch.ops.onednn.qlinear_pointwise.default
+
+        def product(x: Tensor) -> Tensor:
+            rows, unit = _one(x)
+            sums = multiply(rows, unit, 128, packed, scale, points, None, 1.0, 0, torch.float32, "none", [], "")
+            y = torch.mm(powers, sums).type(dtype)
+            return y if bias is None else y + bias
+
+        return product
+
     def _of(self, x: Tensor, make: "Callable[[Tensor], Whole]", bias: Tensor | None) -> Tensor:
         rows, unit = make(x)
         number, tokens = isinstance(unit, float), x.shape[0]
@@ -98,9 +114,6 @@ class Bytes:
             rows, unit if number else 1.0, 128, self._packed, self._scale, self._points, None, 1.0, 0, torch.float32,
             "none", [], "",
         )  # (parts N, O)  # fmt: skip
-        if number and rows.shape[0] == 2 and self._shift is None and self._span is None and bias is None:
-            out = torch.empty((1, sums.shape[1]), dtype=x.dtype)  # one token: every call counts
-            return torch.add(sums[:1], sums[1:], alpha=256, out=out)
         y, *lower = reversed(sums.split(tokens)) if rows.shape[0] > tokens else (sums,)
         for part in lower:
             y = torch.add(part, y, alpha=256)
@@ -120,7 +133,7 @@ def _one(x: Tensor) -> Whole:
     parts = PARTS[x.dtype]
     least, most = torch.aminmax(x)
     unit = max(max(-least.item(), most.item()) / MOST[parts], SMALLEST)  # NaN stays
-    whole = torch.add(_lift(parts), x, alpha=1 / unit).to(torch.int32)  # (1, I); the sum is float32
+    whole = torch.add(_lift(parts), x, alpha=1 / unit).int()  # (1, I); the sum is float32
     return whole.view(torch.uint8).as_strided((parts, x.shape[1]), (1, 4)).contiguous(), unit
 
 
@@ -184,6 +197,15 @@ class Nibbles(NamedTuple):
     def product(self, x: Tensor) -> Tensor:
         """x W' of (N, I) bf16, (N, O) bf16."""
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, self.group, self.values)
+
+    def single(self, dtype: torch.dtype, bias: Tensor | None) -> Callable[[Tensor], Tensor] | None:
+        """x W' + bias of one token (1, I) of a dtype, where every call counts; None: it has no shorter way."""
+        if dtype != torch.bfloat16:
+            return None
+        (packed, values, group), multiply = self, torch._weight_int4pack_mm_for_cpu
+        if bias is None:
+            return lambda x: multiply(x, packed, group, values)
+        return lambda x: multiply(x, packed, group, values).add_(bias)
 
     def dense(self) -> Tensor:
         """W', (I, O) bf16."""

@@ -137,6 +137,10 @@ class BytesLinear(CodedLinear):
         """The product (N, O) of x (N, I) and the bias, in its dtype."""
         return self.matrix.product(x, self.bias, self.grid.dynamic)
 
+    def single(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+        """As in `StandIn`."""
+        return self.matrix.single(dtype, self.bias, self.grid.dynamic)
+
 
 def packed_bytes(parts: list[Codes]) -> Bytes:
     """Matrices with one scale a row as one, below each other; all have zero points or none."""
@@ -179,6 +183,10 @@ class NibblesLinear(CodedLinear):
         """The product (N, O) of x (N, I) and the bias, in its dtype, by bf16 arithmetic; None: many rows of float32."""
         made = multiplied(self.matrix, x)
         return made if made is None or self.bias is None else made.add_(self.bias)
+
+    def single(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+        """As in `StandIn`."""
+        return self.matrix.single(dtype, self.bias)
 
 
 class PlanesLinear(CodedLinear):

@@ -1,7 +1,6 @@
 """quicken: what decoding one token at a time gains once a model in few bits is whole: fewer calls, a packed head."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -81,9 +80,9 @@ class BytesJoint:
         y = self.matrix.product(x.flatten(0, -2), None, self.dynamic).view(*x.shape[:-1], -1)
         return _biased(y.split(self.sizes, -1), linears)
 
-    def single(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+    def single(self, dtype: torch.dtype, linears: tuple[BytesLinear, ...]) -> Callable[[Tensor], Tensor] | None:
         """As in `StandIn`, with all of them."""
-        return partial(self.matrix.product, bias=None, dynamic=self.dynamic)
+        return self.matrix.single(dtype, _bias(linears), self.dynamic)
 
 
 class NibblesJoint:
@@ -106,18 +105,23 @@ class NibblesJoint:
         y = multiplied(self.matrix, x.flatten(0, -2))
         return None if y is None else _biased(y.view(*x.shape[:-1], -1).split(self.sizes, -1), linears)
 
-    def single(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+    def single(self, dtype: torch.dtype, linears: tuple[NibblesLinear, ...]) -> Callable[[Tensor], Tensor] | None:
         """As in `StandIn`, with all of them."""
-        return partial(multiplied, self.matrix)
+        return self.matrix.single(dtype, _bias(linears))
 
 
 def _biased(parts: tuple[Tensor, ...], linears: tuple[Linear, ...]) -> list[Tensor]:
     return [part if one.bias is None else part + one.bias for part, one in zip(parts, linears, strict=True)]
 
 
+def _bias(linears: tuple[Linear, ...]) -> Tensor | None:
+    """The biases of all, (O,), or None."""
+    return None if linears[0].bias is None else torch.cat([one.bias.detach() for one in linears])
+
+
 def joint(linears: tuple[Linear, ...]) -> BytesJoint | NibblesJoint | None:
     """What multiplies the same tokens with several matrices, or None where nothing is gained."""
-    kinds = {(type(one), getattr(one, "grid", None)) for one in linears}
+    kinds = {(type(one), getattr(one, "grid", None), one.bias is None) for one in linears}
     if len(kinds) > 1:
         return None
     if type(linears[0]) is BytesLinear and len({one.weight_zero is None for one in linears}) == 1:
