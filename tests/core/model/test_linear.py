@@ -240,7 +240,7 @@ def test_a_state_does_not_go_back():
     state.open(5, None, torch.device("cpu"))
     state.advance()
     state.truncate(5)
-    with pytest.raises(ValueError, match="of .5. tokens cannot go back to .4."):
+    with pytest.raises(ValueError, match=r"of \[5\] tokens cannot go back to \[4\]"):
         state.truncate(4)
     with pytest.raises(ValueError, match="one document"):
         state.open(2, torch.tensor([[1, 2]]), torch.device("cpu"))
