@@ -113,6 +113,12 @@ def _loaded(path: Path) -> ctypes.CDLL:
     found.llmctl_pass.restype = number
     found.llmctl_interleave.argtypes = [pointer, number, number, number, pointer, number]
     found.llmctl_interleave.restype = None
+    found.llmctl_brief_tables.argtypes = [pointer, number, number, pointer, pointer, number]
+    found.llmctl_brief_tables.restype = None
+    found.llmctl_brief.argtypes = [pointer, ctypes.POINTER(Matrix), number]
+    found.llmctl_brief.restype = None
+    found.llmctl_paired.argtypes = [ctypes.POINTER(Matrix), pointer, number]
+    found.llmctl_paired.restype = None
     found.llmctl_rows.argtypes = [ctypes.POINTER(Matrix), pointer, number, pointer, number]
     found.llmctl_rows.restype = None
     return found

@@ -5,7 +5,7 @@ import ctypes
 import torch
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-INT8, INT4 = 3, 4
+INT8, INT4, BRIEF = 3, 4, 5
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 PLACES = {"pre": 0, "post": 1, "output": 2, "sandwich": 3}
 NORMS = {"rms": 1, "layer": 2}
@@ -25,6 +25,7 @@ class Matrix(ctypes.Structure):
         ("zero", _pointer),
         ("bias", _pointer),
         ("flat", _number),
+        *((name, _pointer) for name in ("table", "rare", "begin")),
     )
 
 

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from llmctl.core.compress.frozen import StandIn, product
 from llmctl.core.compress.quant.grid import Codes
 from llmctl.core.compress.quant.linear import CodedLinear
-from llmctl.core.decode.native.layout import INT4, INT8, KINDS, PANEL, Matrix
+from llmctl.core.decode.native.layout import BRIEF, INT4, INT8, KINDS, PANEL, Matrix
 from llmctl.core.model.layers import Linear
 from llmctl.spec.quant import Grid
 
 ALIGNED = 16  # columns are padded to a multiple
 _DTYPES = {kind: dtype for dtype, kind in KINDS.items()}
 _COLUMNS = {0: 1, 1: 2, 2: 1, INT8: 4, INT4: 8}  # that lie in a word
+_SELDOM = 256  # one of so many weights may be rare in BRIEF: to add it by itself takes some 3 ns
 _WORDS = {0: torch.int32, 1: torch.int32, 2: torch.int16, INT8: torch.int32, INT4: torch.int32}
 
 
@@ -26,10 +27,12 @@ class Packed:
 
     Attributes:
         kind: as in `Matrix`.
-        codes: (panels, words of a row, 32) int32 or int16.
+        codes: (panels, words of a row, 32) int32 or int16; of BRIEF (panels, columns / 4, 192) uint8.
         group: columns that share a scale; all of a row where there are none.
         scale: (panels, groups, 32), or None.
         zero: the same, uint8: the code of 0, as it is held without a sign; or None.
+        brief: the table of each panel, (panels, 16) uint8, what is rare, (n, 2) int32, and the number of the first
+            of it in each panel, (panels + 1,) int64, of BRIEF; or None.
     """
 
     library: ctypes.CDLL
@@ -40,16 +43,23 @@ class Packed:
     codes: Tensor
     scale: Tensor | None = None
     zero: Tensor | None = None
+    brief: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def columns(self) -> int:
         """Inputs and padding."""
-        return self.codes.shape[1] * _COLUMNS[self.kind]
+        return self.codes.shape[1] * (4 if self.kind == BRIEF else _COLUMNS[self.kind])
 
     @property
     def form(self) -> tuple[int, int]:
         """What matrices have in common that can take the same tokens."""
-        return self.kind, self.group
+        return KINDS[torch.bfloat16] if self.kind == BRIEF else self.kind, self.group
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+        parts = (self.codes, self.scale, self.zero, *(self.brief or ()))
+        return sum(part.nbytes for part in parts if part is not None)
 
     def matrix(self, bias: Tensor | None = None) -> Matrix:
         """What the native step is told; the tensors must live as long."""
@@ -57,11 +67,17 @@ class Packed:
         kind = 0 if self.scale is None else KINDS[self.scale.dtype]
         held = None if bias is None else bias.data_ptr()
         size = (self.kind, self.rows, self.columns, self.group)
-        return Matrix(*size, self.codes.data_ptr(), scale, kind, zero, held, 0)
+        brief = (None,) * 3 if self.brief is None else (part.data_ptr() for part in self.brief)
+        return Matrix(*size, self.codes.data_ptr(), scale, kind, zero, held, 0, *brief)
 
     def dense(self) -> Tensor:
         """(rows, inputs) of a matrix of floats, in its own dtype."""
-        return self._straight(self.codes).view(_DTYPES[self.kind])[:, : self.inputs].contiguous()
+        if self.kind != BRIEF:
+            return self._straight(self.codes).view(_DTYPES[self.kind])[:, : self.inputs].contiguous()
+        pairs = torch.empty(len(self.codes), self.columns // 2, PANEL, dtype=torch.int32)
+        matrix = self.matrix()
+        self.library.llmctl_paired(ctypes.byref(matrix), pairs.data_ptr(), torch.get_num_threads())
+        return self._straight(pairs).view(torch.bfloat16)[:, : self.inputs].contiguous()
 
     def vectors(self, ids: Tensor) -> Tensor:
         """Rows of a matrix of floats: ids (...) to (..., inputs), in its own dtype."""
@@ -69,7 +85,7 @@ class Packed:
         out = torch.empty(len(flat), self.inputs)
         matrix = self.matrix()
         self.library.llmctl_rows(ctypes.byref(matrix), flat.data_ptr(), len(flat), out.data_ptr(), self.inputs)
-        return out.view(*ids.shape, -1).to(_DTYPES[self.kind])
+        return out.view(*ids.shape, -1).to(_DTYPES.get(self.kind, torch.bfloat16))
 
     def numbers(self) -> Codes:
         """The codes of a matrix of whole numbers, as they were given."""
@@ -91,10 +107,33 @@ _LIFTS = {INT8: 128, INT4: 8}
 
 
 def packed(library: ctypes.CDLL, weight: Tensor) -> Packed:
-    """A matrix (O, I) of floats."""
+    """A matrix (O, I) of floats; one of bf16 in 12 bits, where the machine is fast at it and little of it is rare."""
     kind, inputs = KINDS[weight.dtype], weight.shape[1]
     weight = _padded(weight.detach())
+    if weight.dtype == torch.bfloat16 and library.llmctl_fast():
+        found = _brief(library, weight, inputs)
+        if found is not None:
+            return found
     return Packed(library, kind, len(weight), inputs, weight.shape[1], _panels(library, weight.view(_WORDS[kind])))
+
+
+def _brief(library: ctypes.CDLL, weight: Tensor, inputs: int) -> Packed | None:
+    """A padded matrix of bf16 as BRIEF, or None where too much is rare."""
+    (rows, columns), threads = weight.shape, torch.get_num_threads()
+    count = -(-rows // PANEL)
+    tables, begin = torch.empty(count, 16, dtype=torch.uint8), torch.zeros(count + 1, dtype=torch.int64)
+    counts = begin[1:]
+    library.llmctl_brief_tables(weight.data_ptr(), rows, columns, tables.data_ptr(), counts.data_ptr(), threads)
+    torch.cumsum(counts, 0, out=counts)
+    rare = int(begin[-1])
+    if rare * _SELDOM > rows * columns:
+        return None
+    codes = torch.empty(count, columns // 4, PANEL * 6, dtype=torch.uint8)
+    brief = tables, torch.empty(rare, 2, dtype=torch.int32), begin
+    found = Packed(library, BRIEF, rows, inputs, columns, codes, brief=brief)
+    matrix = found.matrix()
+    library.llmctl_brief(weight.data_ptr(), ctypes.byref(matrix), threads)
+    return found
 
 
 def packed_codes(library: ctypes.CDLL, codes: Codes, bits: int) -> Packed:

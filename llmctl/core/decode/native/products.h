@@ -6,10 +6,21 @@
 // four of bytes, eight of four bits (byte j of a word holds columns j and j + 4).
 //
 // Whole numbers are held without a sign, 8 and 128 too large; what activations sum to is taken off again.
+//
+// Most of bf16's high bytes, a sign and the upper seven bits of an exponent, are of a few kinds: BRIEF holds its low
+// bytes as they are, and four bits for each high one, the number of its kind. Each panel has a table of its kinds: 0,
+// and the seven that are most frequent in it, with both signs. A weight of another kind is held as 0 and once more by
+// itself, so that nothing is lost. A step is four columns: 128 low bytes, and 64 of four bits, in the order in which
+// they unpack to two steps of bf16.
 #pragma once
 #include "vectors.h"
 
-enum Kind { F32, BF16, F16, INT8, INT4 };
+enum Kind { F32, BF16, F16, INT8, INT4, BRIEF };
+
+struct Rare {
+    uint32_t place;  // in a panel: 32 columns' number and row
+    uint32_t bits;   // as a float's
+};
 
 struct Matrix {
     int64_t kind, rows, columns, group;  // columns: with padding; group: columns that share a scale
@@ -19,19 +30,35 @@ struct Matrix {
     const uint8_t* zero;  // [panel][group][32], code of 0, signs taken off; null: 8 or 128
     const float* bias;    // [rows], or null
     int64_t flat;         // rows lie one after another, not in panels: a table of vectors, no factor
+    const uint8_t* table;  // [panel][16], of BRIEF
+    const Rare* rare;      // of BRIEF, panel by panel
+    const int64_t* begin;  // [panel + 1], the first of each panel
 };
 
 static inline int64_t panels(const Matrix& w) { return (w.rows + PANEL - 1) / PANEL; }
 static inline int64_t bytes_of(int64_t kind, int64_t columns) {  // of a panel
-    static const int64_t eighths[] = {32, 16, 16, 8, 4};
-    return columns * PANEL * eighths[kind] / 8;
+    static const int64_t held[] = {32, 16, 16, 8, 4, 12};
+    return columns * PANEL * held[kind] / 8;
+}
+
+// Where a step of BRIEF holds the low byte of a column's row; its four bits are those of byte 128 + where % 64.
+static inline int64_t brief_place(int64_t column, int64_t row) {
+    const int64_t word = 2 * (row % LANES) + column % 2;
+    return column % 4 / 2 * 64 + word / 8 * 16 + row / LANES * 8 + word % 8;
+}
+
+static inline uint16_t brief_weight(const Matrix& w, int64_t at, int64_t column, int64_t row) {
+    const uint8_t* step = (const uint8_t*)w.codes + at * bytes_of(BRIEF, w.columns) + column / 4 * 192;
+    const int64_t place = brief_place(column, row);
+    const int64_t code = step[128 + place % 64] >> place / 64 * 4 & 15;
+    return step[place] | w.table[at * 16 + code] << 8;
 }
 
 // How the tokens are given that a kind of matrix multiplies.
 enum Form { FLOATS, PAIRS, BYTES };
 static inline Form form_of(int64_t kind, int64_t parts = 2) {
     if (!FAST || kind == F32 || kind == F16) return FLOATS;
-    return kind == BF16 || parts == 1 ? PAIRS : BYTES;  // many tokens meet whole numbers as bf16
+    return kind == BF16 || kind == BRIEF || parts == 1 ? PAIRS : BYTES;  // many tokens meet whole numbers as bf16
 }
 
 // Tokens as a product takes them. A token is one or two rows of numbers (parts): as bf16 what is nearest and what that
@@ -48,20 +75,43 @@ struct Tokens {
 constexpr int MOST = 12;  // parts that are multiplied at once: 24 sums, 32 registers
 
 #if FAST
-template <int M>
-static void by_pairs(const char* panel, int64_t columns, const Tokens& x, int64_t first, float (*out)[PANEL]) {
+struct Four {  // a step of BRIEF as two of bf16
+    __m512i low[2], high[2];
+    Four(const char* step, __m512i table) {
+        const __m512i nibble = _mm512_set1_epi8(15), codes = _mm512_loadu_si512(step + 128);
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) {
+            const __m512i code = _mm512_and_si512(i ? _mm512_srli_epi16(codes, 4) : codes, nibble);
+            const __m512i bytes = _mm512_loadu_si512(step + 64 * i), kinds = _mm512_shuffle_epi8(table, code);
+            low[i] = _mm512_unpacklo_epi8(bytes, kinds), high[i] = _mm512_unpackhi_epi8(bytes, kinds);
+        }
+    }
+};
+
+template <int KIND, int M>
+static void by_pairs(const Matrix& w, int64_t at, const Tokens& x, int64_t first, float (*out)[PANEL]) {
     __m512 a[M], b[M];
 #pragma GCC unroll 12
     for (int m = 0; m < M; m++) a[m] = b[m] = _mm512_setzero_ps();
-    const char* rows = x.rows + first * x.stride;
-    for (int64_t i = 0; i < columns / 2; i++, panel += 128) {
-        __m512bh low = (__m512bh)_mm512_loadu_si512(panel), high = (__m512bh)_mm512_loadu_si512(panel + 64);
+    const char *panel = w.codes + at * bytes_of(KIND, w.columns), *rows = x.rows + first * x.stride;
+    auto add = [&](__m512i low, __m512i high, int64_t i) {
 #pragma GCC unroll 12
         for (int m = 0; m < M; m++) {
             __m512bh pair = (__m512bh)_mm512_set1_epi32(*(const int32_t*)(rows + m * x.stride + 4 * i));
-            a[m] = _mm512_dpbf16_ps(a[m], low, pair);
-            b[m] = _mm512_dpbf16_ps(b[m], high, pair);
+            a[m] = _mm512_dpbf16_ps(a[m], (__m512bh)low, pair);
+            b[m] = _mm512_dpbf16_ps(b[m], (__m512bh)high, pair);
         }
+    };
+    if constexpr (KIND == BRIEF) {
+        const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)(w.table + at * 16)));
+        for (int64_t i = 0; i < w.columns / 2; i += 2, panel += 192) {
+            const Four four(panel, table);
+            add(four.low[0], four.high[0], i);
+            add(four.low[1], four.high[1], i + 1);
+        }
+    } else {
+        for (int64_t i = 0; i < w.columns / 2; i++, panel += 128)
+            add(_mm512_loadu_si512(panel), _mm512_loadu_si512(panel + 64), i);
     }
 #pragma GCC unroll 12
     for (int m = 0; m < M; m++) {
@@ -178,6 +228,41 @@ static void by_bytes(const Matrix& w, int64_t at, const Tokens& x, int64_t first
 }
 #endif
 
+// A panel of BRIEF as one of bf16, what is rare in it as 0.
+static void paired(const Matrix& w, int64_t at, char* to) {
+#if FAST
+    const char* panel = w.codes + at * bytes_of(BRIEF, w.columns);
+    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)(w.table + at * 16)));
+    for (int64_t i = 0; i < w.columns; i += 4, panel += 192, to += 256) {
+        const Four four(panel, table);
+        for (int j = 0; j < 2; j++) {
+            _mm512_storeu_si512(to + 128 * j, four.low[j]);
+            _mm512_storeu_si512(to + 128 * j + 64, four.high[j]);
+        }
+    }
+#else
+    for (int64_t i = 0; i < w.columns; i++)
+        for (int64_t row = 0; row < PANEL; row++)
+            ((uint16_t*)to)[(i / 2 * PANEL + row) * 2 + i % 2] = brief_weight(w, at, i, row);
+#endif
+}
+
+// What is rare in a panel of BRIEF, added to its products with n tokens from `first` on.
+static void add_rare(const Matrix& w, int64_t at, const Tokens& x, int64_t first, int64_t n, float (*out)[PANEL]) {
+    for (const Rare* one = w.rare + w.begin[at]; one < w.rare + w.begin[at + 1]; one++) {
+        const int64_t column = one->place / PANEL, row = one->place % PANEL;
+        float weight;
+        memcpy(&weight, &one->bits, 4);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t part = 0; part < x.parts; part++) {
+                const char* token = x.rows + ((first + i) * x.parts + part) * x.stride;
+                const bool halved = form_of(BRIEF) == PAIRS;
+                out[i][row] += weight * (halved ? from_bf16(((const uint16_t*)token)[column])
+                                                : ((const float*)token)[column]);
+            }
+    }
+}
+
 // What the compiler makes of plain vectors: any CPU, and kinds without an instruction of their own. Up to four tokens.
 template <int KIND, int M>
 static void by_floats(const char* panel, int64_t columns, const Tokens& x, int64_t first, V (*sums)[2], const V* zero) {
@@ -254,17 +339,17 @@ static void plain_tile(const Matrix& w, int64_t at, const Tokens& x, int64_t fir
 }
 
 #if FAST
-static void pair_tile(const char* panel, int64_t columns, const Tokens& x, int64_t part, int64_t n,
-                      float (*out)[PANEL]) {
+template <int KIND>
+static void pair_tile(const Matrix& w, int64_t at, const Tokens& x, int64_t part, int64_t n, float (*out)[PANEL]) {
     int64_t done = 0;
     while (done < n) {
         const int64_t left = n - done;
-        if (left >= 12) by_pairs<12>(panel, columns, x, part + done, out + done), done += 12;
-        else if (left >= 8) by_pairs<8>(panel, columns, x, part + done, out + done), done += 8;
-        else if (left >= 6) by_pairs<6>(panel, columns, x, part + done, out + done), done += 6;
-        else if (left >= 4) by_pairs<4>(panel, columns, x, part + done, out + done), done += 4;
-        else if (left >= 2) by_pairs<2>(panel, columns, x, part + done, out + done), done += 2;
-        else by_pairs<1>(panel, columns, x, part + done, out + done), done += 1;
+        if (left >= 12) by_pairs<KIND, 12>(w, at, x, part + done, out + done), done += 12;
+        else if (left >= 8) by_pairs<KIND, 8>(w, at, x, part + done, out + done), done += 8;
+        else if (left >= 6) by_pairs<KIND, 6>(w, at, x, part + done, out + done), done += 6;
+        else if (left >= 4) by_pairs<KIND, 4>(w, at, x, part + done, out + done), done += 4;
+        else if (left >= 2) by_pairs<KIND, 2>(w, at, x, part + done, out + done), done += 2;
+        else by_pairs<KIND, 1>(w, at, x, part + done, out + done), done += 1;
     }
 }
 
@@ -290,7 +375,9 @@ static void tile(const Matrix& w, int64_t at, const Tokens& x, int64_t first, in
     switch (w.kind) {
 #if FAST
         case BF16:
-            pair_tile(w.codes + at * bytes_of(BF16, w.columns), w.columns, x, first * x.parts, n * x.parts, out);
+        case BRIEF:
+            if (w.kind == BF16) pair_tile<BF16>(w, at, x, first * x.parts, n * x.parts, out);
+            else pair_tile<BRIEF>(w, at, x, first * x.parts, n * x.parts, out);
             for (int64_t i = 0; x.parts == 2 && i < n; i++) {
                 store(out[i], load(out[2 * i]) + load(out[2 * i + 1]));
                 store(out[i] + LANES, load(out[2 * i] + LANES) + load(out[2 * i + 1] + LANES));

@@ -77,31 +77,34 @@ int64_t rounded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 constexpr int64_t CACHED = 384 << 10;  // bytes of a matrix that stay in a core's cache while tokens pass
 
-// A matrix that tokens are multiplied with: as it is, or where many tokens meet whole numbers, panels made of it.
+// A matrix that tokens are multiplied with: as it is, or as panels of bf16 made of it, where many tokens meet them.
 struct Factor {
     const Matrix& source;
     Matrix read;
     bool made;
     int64_t begin = 0;
 
-    Factor(const Matrix& w, const Tokens& tokens) : source(w), read(w) {
-        made = form_of(w.kind) == BYTES && tokens.parts == 1;
+    Factor(const Matrix& w, const Tokens& tokens, int64_t count) : source(w), read(w) {
+        if (w.kind == BRIEF) made = !FAST || count * tokens.parts > MOST;
+        else made = form_of(w.kind) == BYTES && tokens.parts == 1;
         if (made) read.kind = BF16;
     }
 
     void make(int64_t low, int64_t high, char* to) {
         if (!made) return;
         begin = low, read.codes = to;
+        for (int64_t at = low; at < high; at++, to += bytes_of(BF16, read.columns)) {
+            if (source.kind == BRIEF) paired(source, at, to);
 #if FAST
-        for (int64_t at = low; at < high; at++) brained(source, at, to + (at - low) * bytes_of(BF16, read.columns));
-#else
-        (void)high;
+            else brained(source, at, to);
 #endif
+        }
     }
 
     void product(int64_t at, const Tokens& tokens, int64_t t, int64_t some, float (*out)[PANEL]) const {
         tile(read, at - begin, tokens, t, some, out);
         const int64_t rows = source.rows - at * PANEL < PANEL ? source.rows - at * PANEL : PANEL;
+        if (source.kind == BRIEF) add_rare(source, at, tokens, t, some, out);
 #if FAST
         if (made && source.kind == INT8 && source.group == source.columns)
             for (int64_t i = 0; i < some; i++)
@@ -113,6 +116,12 @@ struct Factor {
                 for (int64_t j = 0; j < rows; j++) out[i][j] += source.bias[at * PANEL + j];
     }
 };
+
+// Whether matrices take the same form of the tokens.
+bool alike(const Matrix& a, const Matrix& b) {
+    const int64_t one = a.kind == BRIEF ? BF16 : a.kind, other = b.kind == BRIEF ? BF16 : b.kind;
+    return one == other && a.group == b.group;
+}
 
 // Where threads wait for each other: a short while awake, since all have as much to do, and then leaving the core to
 // others, of whom the one waited for may be in want of it. OpenMP's own barrier is as fast where cores are free, and a
@@ -151,6 +160,12 @@ struct Share {  // what a thread takes of `count` things
 
 // The vector of a token, from a table or from the packed matrix that the head multiplies with.
 void vector_of(const Matrix& w, int64_t id, int64_t width, float* to) {
+    if (w.kind == BRIEF) {
+        for (int64_t i = 0; i < width; i++) to[i] = from_bf16(brief_weight(w, id / PANEL, i, id % PANEL));
+        for (int64_t i = w.begin[id / PANEL]; i < w.begin[id / PANEL + 1]; i++)
+            if (w.rare[i].place % PANEL == id % PANEL) memcpy(to + w.rare[i].place / PANEL, &w.rare[i].bits, 4);
+        return;
+    }
     const int64_t size = w.kind == F32 ? 4 : 2;
     const int64_t columns_of_word = w.kind == BF16 && !w.flat ? 2 : 1;
     for (int64_t i = 0; i < width; i++) {
@@ -206,7 +221,7 @@ class Work {
         query_stride = stride_of(FLOATS, dim), chance_stride = stride_of(FLOATS, PANEL);
         item_bytes = rounded(rows_of_item * (2 * query_stride + 2 * chance_stride + dim * 4 + 8), 64);
         const int64_t at_items = take(p.threads * item_bytes);
-        panels_bytes = p.parts == 1 ? rounded(CACHED + 2 * bytes_of(BF16, widest), 64) : 0;
+        panels_bytes = rounded(CACHED + 2 * bytes_of(BF16, widest), 64);
         const int64_t at_panels = take(p.threads * panels_bytes);
         if (need > space.size) {
             free(space.memory);
@@ -372,7 +387,7 @@ class Work {
         while (done < COUNT) {  // matrices that take the same form of the tokens go together
             const Matrix& first = *targets[done].matrix;
             int64_t end = done, total = 0;
-            while (end < COUNT && targets[end].matrix->kind == first.kind && targets[end].matrix->group == first.group)
+            while (end < COUNT && alike(*targets[end].matrix, first))
                 total += panels(*targets[end++].matrix);
             if (done) barrier();  // nobody reads the tokens of before any more
             const Tokens tokens = prepare(first, from, count, size, norm, scale, thread, threads);
@@ -392,8 +407,11 @@ class Work {
     // Some panels of a matrix: as many as stay in a core's cache meet all tokens before the next are read.
     void multiply(const Target& target, const Tokens& tokens, int64_t count, int64_t low, int64_t high, bool active,
                   int64_t thread) {
-        Factor first(*target.matrix, tokens), second(target.gate ? *target.gate : *target.matrix, tokens);
-        const int64_t step = MOST / tokens.parts, bytes = bytes_of(first.read.kind, first.read.columns);
+        const Matrix& gate = target.gate ? *target.gate : *target.matrix;
+        Factor first(*target.matrix, tokens, count), second(gate, tokens, count);
+        const int64_t step = MOST / tokens.parts, columns = first.read.columns;
+        const int64_t one = bytes_of(first.read.kind, columns), other = bytes_of(second.read.kind, columns);
+        const int64_t bytes = one > other ? one : other;
         const int64_t fit = CACHED / (bytes * (target.gate ? 2 : 1)), held = fit < 1 ? 1 : fit;
         char* made = panels_memory + thread * panels_bytes;
         for (int64_t begin = low; begin < high; begin += held) {
@@ -610,6 +628,61 @@ void interleave(const Word* from, int64_t rows, int64_t words_of_row, Word* to, 
             }
 }
 
+// The table of each panel for BRIEF, and how much is rare in it. From (rows, columns) of bf16.
+void brief_tables(const uint16_t* from, int64_t rows, int64_t columns, uint8_t* tables, int64_t* counts,
+                  int64_t threads) {
+    const int64_t count = (rows + PANEL - 1) / PANEL;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t panel = 0; panel < count; panel++) {
+        const int64_t end = (panel + 1) * PANEL < rows ? (panel + 1) * PANEL : rows;
+        uint32_t seen[4][256] = {};  // four, since equal ones follow each other
+        for (int64_t i = panel * PANEL * columns; i < end * columns; i += 4)
+            for (int64_t j = 0; j < 4; j++) seen[j][from[i + j] >> 8]++;
+        uint32_t total[128];
+        for (int64_t i = 0; i < 128; i++) {
+            total[i] = 0;
+            for (int64_t j = 0; j < 4; j++) total[i] += seen[j][i] + seen[j][i + 128];
+        }
+        total[0] = 0;
+        uint8_t* table = tables + panel * 16;
+        table[0] = 0, table[8] = 128;
+        for (int64_t i = 1; i < 8; i++) {
+            int64_t most = 1;
+            for (int64_t j = 2; j < 128; j++) most = total[j] > total[most] ? j : most;
+            table[i] = most, table[i + 8] = most | 128;
+            total[most] = 0;
+        }
+        counts[panel] = 0;
+        for (int64_t i = 1; i < 128; i++) counts[panel] += total[i];
+    }
+}
+
+// (rows, columns) of bf16 as BRIEF; rows that are missing are 0.
+void brief(const uint16_t* from, const Matrix& w, uint8_t* codes, Rare* rare, int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t panel = 0; panel < panels(w); panel++) {
+        uint8_t numbers[256], *step = codes + panel * bytes_of(BRIEF, w.columns);
+        memset(numbers, 255, sizeof numbers);
+        for (int64_t i = 0; i < 16; i++) numbers[w.table[panel * 16 + i]] = i;
+        Rare* to = rare + w.begin[panel];
+        const int64_t rows = w.rows - panel * PANEL < PANEL ? w.rows - panel * PANEL : PANEL;
+        for (int64_t i = 0; i < w.columns; i += 4, step += 192) {
+            memset(step, 0, 192);
+            for (int64_t row = 0; row < rows; row++)
+                for (int64_t j = 0; j < 4; j++) {
+                    const uint16_t weight = from[(panel * PANEL + row) * w.columns + i + j];
+                    const int64_t place = brief_place(j, row);
+                    if (numbers[weight >> 8] == 255) {
+                        *to++ = {(uint32_t)((i + j) * PANEL + row), (uint32_t)weight << 16};
+                    } else {
+                        step[place] = weight;
+                        step[128 + place % 64] |= numbers[weight >> 8] << place / 64 * 4;
+                    }
+                }
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -639,6 +712,30 @@ void llmctl_interleave(const void* from, int64_t rows, int64_t words, int64_t si
     if (size == 4) interleave((const uint32_t*)from, rows, words, (uint32_t*)to, threads);
     else if (size == 2) interleave((const uint16_t*)from, rows, words, (uint16_t*)to, threads);
     else interleave((const uint8_t*)from, rows, words, (uint8_t*)to, threads);
+}
+
+void llmctl_brief_tables(const void* from, int64_t rows, int64_t columns, void* tables, void* counts,
+                         int64_t threads) {
+    brief_tables((const uint16_t*)from, rows, columns, (uint8_t*)tables, (int64_t*)counts, threads);
+}
+
+// To what the matrix points at.
+void llmctl_brief(const void* from, const Matrix* to, int64_t threads) {
+    brief((const uint16_t*)from, *to, (uint8_t*)to->codes, (Rare*)to->rare, threads);
+}
+
+// A matrix of BRIEF as panels of bf16.
+void llmctl_paired(const Matrix* from, void* to, int64_t threads) {
+    const int64_t size = bytes_of(BF16, from->columns);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t at = 0; at < panels(*from); at++) {
+        uint16_t* panel = (uint16_t*)((char*)to + at * size);
+        paired(*from, at, (char*)panel);
+        for (int64_t i = from->begin[at]; i < from->begin[at + 1]; i++) {
+            const int64_t column = from->rare[i].place / PANEL, row = from->rare[i].place % PANEL;
+            panel[(column / 2 * PANEL + row) * 2 + column % 2] = from->rare[i].bits >> 16;
+        }
+    }
 }
 
 // Vectors of tokens, (count, columns) float32, from a table or a packed matrix of floats.
