@@ -61,6 +61,14 @@ static inline Form form_of(int64_t kind, int64_t parts = 2) {
     return kind == BF16 || kind == BRIEF || parts == 1 ? PAIRS : BYTES;  // many tokens meet whole numbers as bf16
 }
 
+constexpr int64_t BYTES_MOST = 64;  // tokens up to which bytes of 16-bit tokens are as fast as bf16 ones, and nearer
+
+// The same, of a matrix that so many tokens meet. Where scales are those of rows, bytes cost no more.
+static inline Form form_of(const Matrix& w, int64_t parts, int64_t tokens) {
+    const bool bytes = FAST && w.kind == INT8 && w.group == w.columns && tokens <= BYTES_MOST;
+    return bytes ? BYTES : form_of(w.kind, parts);
+}
+
 // Tokens as a product takes them. A token is one or two rows of numbers (parts): as bf16 what is nearest and what that
 // leaves, as bytes the high and the low one of a number of 16 bits.
 struct Tokens {
@@ -126,35 +134,42 @@ static inline V sixteen(const char* scale, int64_t kind, int64_t place) {
 }
 
 // A panel of whole numbers as one of bf16, for many tokens: bytes exactly and without their scales (but those of
-// groups), four bits with them.
+// groups), four bits with them. A code becomes the last digits of a float, of 2^23 or, so that its distance from 0
+// times a scale of 16 bits is exact, of 128.
+template <int KIND>
 static void brained(const Matrix& w, int64_t at, char* to) {
-    const int64_t groups = w.columns / w.group, step = w.kind == INT4 ? 8 : 4;
-    const char* panel = w.codes + at * bytes_of(w.kind, w.columns);
-    for (int64_t g = 0; g < groups; g++) {
-        const int64_t place = (at * groups + g) * PANEL;
+    const int64_t groups = w.columns / w.group, step = KIND == INT4 ? 8 : 4;
+    const char* panel = w.codes + at * bytes_of(KIND, w.columns);
+    const bool scaled = KIND == INT4 || groups > 1;
+    const __m512i mask = _mm512_set1_epi32(KIND == INT4 ? 15 << 16 : 255);
+    const __m512i lift = _mm512_set1_epi32(KIND == INT4 ? 0x43000000 : 0x4b000000);
+    alignas(64) uint16_t sides[PANEL];  // words of one column and of the next, by turns
+    for (int64_t i = 0; i < PANEL; i++) sides[i] = i / 2 + i % 2 * LANES;
+    const __m512i turns = _mm512_load_si512(sides);
+    for (int64_t g = 0; g < groups; g++)
         for (int side = 0; side < 2; side++) {
-            const int64_t lane = place + side * LANES;
-            const __m512i zero = w.zero ? _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(w.zero + lane)))
-                                        : _mm512_set1_epi32(w.kind == INT4 ? 8 : 128);
-            const bool scaled = w.kind == INT4 || groups > 1;
+            const int64_t lane = (at * groups + g) * PANEL + side * LANES;
+            const __m512i usual = _mm512_set1_epi32(KIND == INT4 ? 8 : 128);
+            const __m512i code = w.zero ? _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(w.zero + lane))) : usual;
+            const __m512 zero = _mm512_add_ps(_mm512_cvtepi32_ps(code), (__m512)lift);
             const __m512 scale = scaled ? (__m512)sixteen(w.scale, w.scale_kind, lane) : _mm512_set1_ps(1);
+            const __m512 less = _mm512_mul_ps(zero, scale);
+            auto number = [&](__m512i word, int left) {
+                const __m512i moved = left < 0 ? _mm512_srli_epi32(word, -left) : _mm512_slli_epi32(word, left);
+                const __m512 lifted = (__m512)_mm512_ternarylogic_epi32(moved, mask, lift, 0xea);  // moved & mask | lift
+                if constexpr (KIND == INT4) return _mm512_fmsub_ps(lifted, scale, less);
+                else return _mm512_mul_ps(_mm512_sub_ps(lifted, zero), scale);
+            };
             for (int64_t i = g * w.group; i < (g + 1) * w.group; i += step) {
                 const __m512i word = _mm512_loadu_si512(panel + i / step * 128 + side * 64);
-                auto number = [&](int64_t j) {
-                    const int64_t shift = w.kind == INT8 ? 8 * j : 8 * (j % 4) + 4 * (j / 4);
-                    const __m512i mask = _mm512_set1_epi32(w.kind == INT8 ? 255 : 15);
-                    const __m512i code = _mm512_and_si512(_mm512_srli_epi32(word, shift), mask);
-                    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(code, zero)), scale);
-                };
-                for (int64_t j = 0; j < step; j += 2) {
-                    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(number(j)));
-                    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(number(j + 1)));
-                    const __m512i both = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-                    _mm512_storeu_si512(to + (i + j) / 2 * 128 + side * 64, both);
+#pragma GCC unroll 4
+                for (int j = 0; j < step; j += 2) {
+                    const int left = KIND == INT4 ? 16 - 8 * (j % 4) - 4 * (j / 4) : -8 * j;
+                    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(number(word, left - 8), number(word, left));
+                    _mm512_storeu_si512(to + (i + j) / 2 * 128 + side * 64, _mm512_permutexvar_epi16(turns, both));
                 }
             }
         }
-    }
 }
 
 // Sums of products of whole numbers, of M rows with some columns of a panel.

@@ -96,7 +96,8 @@ struct Factor {
         for (int64_t at = low; at < high; at++, to += bytes_of(BF16, read.columns)) {
             if (source.kind == BRIEF) paired(source, at, to);
 #if FAST
-            else brained(source, at, to);
+            else if (source.kind == INT8) brained<INT8>(source, at, to);
+            else brained<INT4>(source, at, to);
 #endif
         }
     }
@@ -358,7 +359,7 @@ class Work {
     // Tokens as the matrix takes them; where every thread makes its own, without a barrier.
     Tokens prepare(const Matrix& w, const float* from, int64_t count, int64_t size, const Norm& norm, double scale,
                    int64_t thread, int64_t threads) {
-        const Form form = form_of(w.kind, p.parts);
+        const Form form = form_of(w, p.parts, count);
         const int64_t parts = form == FLOATS ? 1 : form == BYTES ? 2 : p.parts;
         const int64_t stride = stride_of(form, w.columns), groups = form == BYTES ? w.columns / w.group : 1;
         const bool own = lone && count < 3;

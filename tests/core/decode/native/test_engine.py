@@ -57,12 +57,16 @@ def test_few_bits_are_computed_as_the_dense_matrices_that_they_stand_for(name, d
     rows = NativeRows(model)
     few = read_in_parts(rows, ids[:20])
     rows.cut([0])
+    some = rows.read([ids[:40]])[0]
+    rows.cut([0])
     many = rows.read([ids])[0]
     if dtype == torch.float32:  # activations of 16 bits; of a reading of weights that the stock kernels round, 6e-3
         assert off(few, wanted[4:20]) < 1e-3
+        assert off(some, wanted[:40]) < 1e-3
         assert off(many, wanted) < 1e-3
     else:
         assert off(few, wanted[4:20]) < 0.6 * lost
+        assert off(some, wanted[:40]) < 1.2 * off(scores(own, ids[:40]), wanted[:40])
         assert off(many, wanted) < 1.2 * lost
 
 
