@@ -18,6 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Recipes, which take longest, come first, so that of several workers none is left with them at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/recipes"))
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without what would steer llmctl, with the repository importable."""
     steering = ("LLMCTL_", "NO_COLOR", "FORCE_COLOR", "GITHUB_ACTIONS", "COLUMNS", "PYTHONWARNINGS")
