@@ -1,11 +1,11 @@
-"""NativeRows are Rows: what they say does not depend on the rows beside, on what was cut, kept, shared or known."""
+"""NativeRows are Rows: what they say does not depend on a few rows beside, on what was cut, kept, shared or known."""
 
 from copy import deepcopy
 
 import pytest
 import torch
 
-from llmctl.core.decode.native.engine import engine_of
+from llmctl.core.decode.native.engine import EXACT, engine_of
 from llmctl.core.decode.native.layout import PANEL
 from llmctl.core.decode.native.rows import NativeRows
 from llmctl.core.decode.rows import Rows, rows_of
@@ -23,9 +23,10 @@ def test_rows_of_a_packed_model_are_native():
 
 
 @pytest.mark.parametrize("scheme", ["bf16", "int8", "int4"])
-def test_a_row_beside_others_gets_the_very_scores_that_it_gets_alone(scheme, target):
+def test_a_row_beside_a_few_others_gets_the_very_scores_that_it_gets_alone(scheme, target):
     model = small(torch.bfloat16) if scheme == "bf16" else in_few_bits(GRIDS[scheme], torch.bfloat16)[0]
-    texts = [tokens(length, seed=length) for length in (3, 9, 1, 14)]
+    texts = [tokens(length, seed=length) for length in (3, 4, 1, 8)]
+    assert sum(map(len, texts)) == EXACT
     news = [tokens(2, seed=40 + number) for number in range(4)]
     rows = NativeRows(model)
     first, second, third = rows.add(texts), rows.step([new[0] for new in news]), rows.read([new[1:] for new in news])
@@ -34,6 +35,17 @@ def test_a_row_beside_others_gets_the_very_scores_that_it_gets_alone(scheme, tar
         assert bool((alone.add([text])[0] == first[number]).all())
         assert bool((alone.step([new[0]])[0] == second[number]).all())
         assert bool((alone.read([new[1:]])[0, 0] == third[number, 0]).all())
+
+
+@pytest.mark.parametrize("scheme", ["bf16", "int8", "int4"])
+def test_a_row_beside_many_others_gets_scores_as_near_as_the_models_own_pass(scheme, target):
+    model, exact = in_few_bits(GRIDS[scheme], torch.bfloat16) if scheme != "bf16" else (small(torch.bfloat16),) * 2
+    exact, texts = deepcopy(exact).float(), [tokens(5, seed=number) for number in range(2 * EXACT)]
+    wanted = torch.cat([scores(exact, text)[-1:] for text in texts])
+    own = torch.cat([scores(model, text)[-1:] for text in texts])
+    rows = NativeRows(model)
+    rows.add([text[:-1] for text in texts])
+    assert off(rows.step([text[-1] for text in texts]), wanted) < 1.2 * off(own, wanted)
 
 
 def test_drafts_are_checked_with_the_very_scores_of_single_steps(target):
