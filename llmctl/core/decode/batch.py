@@ -83,7 +83,7 @@ class Desk:
         self.model, self.most, self.memory = model, rows, memory
         self.start = () if rules is None else rules.start
         self.rows: Rows = self._made(model, kv_bits)
-        self.rows.widest = rows
+        self.rows.widest, self.rows.frugal = rows, memory is not None
         self._kv_bits = kv_bits
         self._waiting: deque[Wish] = deque()
         self._wishes: list[Wish] = []

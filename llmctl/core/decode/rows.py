@@ -36,10 +36,12 @@ class Rows:
         prefixes: beginnings of texts whose keys and values are known.
         most: tokens that a row will come to hold, or None: no memory is taken for more.
         widest: rows that there will be at a time, or None: the same.
+        frugal: hold no more than the rows that there are may come to need, though memory is then moved more often.
     """
 
     most: int | None = None
     widest: int | None = None
+    frugal: bool = False
 
     def __init__(self, model: Transformer, kv_bits: int = 0, start: Sequence[int] = ()):
         quicken(model)
@@ -176,9 +178,14 @@ class Rows:
             else:
                 self._cache = cache_for(*made, self.device, self.dtype)
             return
-        self._cache.add(rows, self.widest)
-        if self.virtual + tokens > self._cache.capacity:
-            self._cache.grow(self._room(tokens + SPARE, tokens))
+        cache = self._cache
+        if self.frugal:
+            enough = self._room(cache.capacity, max(tokens, cache.length - self.virtual))
+            if enough < cache.capacity:
+                cache.grow(enough)
+        cache.add(rows, len(self) + rows if self.frugal else self.widest)
+        if self.virtual + tokens > cache.capacity:
+            cache.grow(self._room(tokens + SPARE, tokens))
 
     def _grow(self, tokens: int) -> None:
         """Have room for so many tokens more in the longest row."""

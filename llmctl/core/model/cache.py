@@ -110,8 +110,8 @@ class KVCache(Slots):
         self._own(self._stored)
 
     def grow(self, capacity: int) -> None:
-        """Have room for `capacity` tokens in each row."""
-        self._move(self.most, capacity)
+        """Have room for `capacity` tokens, as many as they hold or more, in each row that there is, and no other."""
+        self._move(max(1, len(self.lengths)), capacity)
 
     def keep(self, places: Sequence[int]) -> None:
         """Leave the rows at these places, in this order; a row may come several times."""
@@ -121,9 +121,7 @@ class KVCache(Slots):
             self._move(len(places), self.capacity)
         changed = [(to, place) for to, place in enumerate(places) if to != place]
         if changed:
-            upwards = (
-                all(later[1] > earlier[1] for earlier, later in pairwise(changed)) and changed[0][0] < changed[0][1]
-            )
+            upwards = all(to < place for to, place in changed) and all(a[1] < b[1] for a, b in pairwise(changed))
             to, place = (list(part) for part in zip(*changed, strict=True))
             for one in chain(*self._stored):
                 if upwards:  # none is written over before it is read: no second cache
@@ -174,7 +172,7 @@ class KVCache(Slots):
         self.capacity = capacity
         for layer, pair in enumerate(old):
             old[layer] = self._empty(layer, rows, pair.device, pair.dtype)
-            old[layer][:, : pair.shape[1], :, :held] = pair[:, :, :, :held]
+            old[layer][:, : pair.shape[1], :, :held] = pair[:, :rows, :, :held]
         self._own(old)
 
     def _drop(self, row: int, held: int, lost: int) -> None:
@@ -201,7 +199,6 @@ class LinearState:
     keys: Tensor
     lengths: list[int]
     capacity: int = sys.maxsize  # tokens; there is room for any number
-    chunk: int | None = None  # tokens that one pass may read
     counts: list[int] = field(default_factory=list)
     _expected: list[int] | None = None
 

@@ -116,11 +116,11 @@ class Kept:
         return self._each(lambda held: held[:, places])
 
     def more(self, rows: int, capacity: int) -> "Kept":
-        """The same with room for so many rows and tokens."""
+        """The same with room for so many rows and tokens, or fewer."""
 
         def moved(held: Tensor, slots: int) -> Tensor:
             made = held.new_zeros(held.shape[0], rows, held.shape[2], slots, held.shape[4])
-            made[:, : held.shape[1], :, : held.shape[3]] = held
+            made[:, : held.shape[1], :, : held.shape[3]] = held[:, :rows, :, :slots]
             return made
 
         least = None if self.least is None else moved(self.least, capacity)

@@ -62,11 +62,6 @@ class Slots:
         """Tokens of the longest row."""
         return max(self.lengths, default=0)
 
-    @property
-    def chunk(self) -> int | None:
-        """The most tokens that one pass may read, or None."""
-        return CHUNK if self.drops else None
-
     def room(self, layer: int) -> int:
         """Slots of a layer."""
         window = self.windows[layer]
@@ -87,7 +82,7 @@ class Slots:
             segments: (B, T) int64, 0 where a token is padding, which is on the right; None: none is.
 
         Raises:
-            ValueError: they do not fit, or there are more than `chunk`.
+            ValueError: they do not fit, or there are more than CHUNK where layers drop tokens.
         """
         rows = len(self.lengths)
         end = self.length + tokens

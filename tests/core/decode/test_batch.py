@@ -212,6 +212,24 @@ def test_memory_decides_how_many_are_written_side_by_side():
     assert "--max-tokens" in refused.value.hint
 
 
+@pytest.mark.parametrize("kv_bits", [0, 8])
+def test_memory_is_kept_to_where_short_texts_and_long_ones_come_in_turn(kv_bits):
+    """Rows for many short texts were stretched for one long one, and those of a long one multiplied for short ones."""
+    model = built("llama")
+    long = wishes(model, drawn(1, 40), [300])[0]
+    memory = 2 * Desk(model, kv_bits=kv_bits)._bytes(1, 340)
+    alone = [written(Desk(model, kv_bits=kv_bits), [one])[0] for one in wishes(model, drawn(12, 5), [6] * 12)]
+    desk, asked = Desk(model, 16, kv_bits, memory=memory), wishes(model, drawn(12, 5), [6] * 12)
+    found: dict[Wish, list[int]] = {}
+    for wish in (*asked[:6], long, *asked[6:]):
+        desk.ask(wish)
+    while desk.busy:
+        for wish, picked, _ in desk.step():
+            found.setdefault(wish, []).append(picked.id)
+        assert desk.rows.nbytes <= memory
+    assert [found[wish] for wish in asked] == alone and len(found[long]) == 300
+
+
 def test_one_that_is_cancelled_is_not_heard_of_again_and_the_others_go_on():
     model = built("llama")
     alone = [written(Desk(model), [one])[0] for one in wishes(model, drawn(4, 5), [8] * 4)]

@@ -73,6 +73,18 @@ def test_rows_that_are_taken_out_go_on_as_they_would_have(model):
     torch.testing.assert_close(model(tokens[:2, 8:], cache=cache, **memory), expected[[1, 3], 2:], **CLOSE)
 
 
+@torch.no_grad()
+def test_rows_that_move_both_ways_at_once_do_not_write_over_each_other():
+    """Rows 1 to 3 were moved one after the other: the last found the row that the second had put in its place."""
+    model, tokens = initialise(Transformer(VARIANTS["llama"]), 0).eval(), drawn(5, 7)
+    expected = model(tokens)[:, 6]
+    for places in ([1, 1, 2, 2, 3], [1, 2, 3, 4], [4, 0, 1, 2, 3], [0, 2, 4]):
+        cache = cache_for(model.config, 5, 8)
+        model(tokens[:, :6], cache=cache)
+        cache.keep(places)
+        torch.testing.assert_close(model(tokens[places, 6:], cache=cache)[:, 0], expected[places], **CLOSE)
+
+
 @pytest.mark.parametrize("model", DECODERS, indirect=True)
 def test_rows_that_enter_later_and_rows_that_are_read_alone_are_as_if_they_had_been_alone(model):
     """As in continuous batching."""
