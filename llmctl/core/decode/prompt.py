@@ -18,13 +18,7 @@ def prompt_ids(tokenizer: Tokenizer, text: str, config: ModelConfig, special: bo
     Raises:
         UserError: the text is empty and there is no token to begin with, or it does not fit the model.
     """
-    ids, source = tokenizer.encode(text, special=special), config.kind == "encoder-decoder"
-    if source:
-        before, after = (list(part) for part in tokenizer.frame)
-        ids = ids if ids[: len(before)] == before else [*before, *ids]
-        ids = ids if after == ids[len(ids) - len(after) :] else [*ids, *after]
-    elif tokenizer.begins and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
-        ids = [tokenizer.bos, *ids]
+    ids = text_ids(tokenizer, text, config, special)
     if not ids:
         start = start_id(tokenizer, config)
         if start is None:
@@ -37,6 +31,18 @@ def prompt_ids(tokenizer: Tokenizer, text: str, config: ModelConfig, special: bo
         raise UserError(
             f"The prompt has {len(ids)} tokens; the model's context holds {config.context}.", "Shorten the prompt."
         )
+    return ids
+
+
+def text_ids(tokenizer: Tokenizer, text: str, config: ModelConfig, special: bool = False) -> list[int]:
+    """The ids of a text as `prompt_ids` gives them, though none or too many for the model."""
+    ids, source = tokenizer.encode(text, special=special), config.kind == "encoder-decoder"
+    if source:
+        before, after = (list(part) for part in tokenizer.frame)
+        ids = ids if ids[: len(before)] == before else [*before, *ids]
+        ids = ids if after == ids[len(ids) - len(after) :] else [*ids, *after]
+    elif tokenizer.begins and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
+        ids = [tokenizer.bos, *ids]
     return ids
 
 
