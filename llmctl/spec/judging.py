@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp
+from math import exp, nan
 from typing import Annotated
 
 from llmctl.errors import Exit, UserError
+from llmctl.spec.limits import check_limits, parse_limits
 
 GUARDED = ("kept", "smaller", "faster")  # larger is better
 
@@ -32,23 +33,19 @@ class Judging:
     ] = ()
 
     def __post_init__(self) -> None:
-        wrong = [text for text in self.fail_under if _limit(text) is None]
-        if wrong:
-            raise UserError(
-                f"--fail-under is {wrong[0]!r}, wanted NAME=NUMBER, NAME one of {', '.join(GUARDED)}.", code=Exit.USAGE
-            )
+        limits = self.limits
         if self.eval_tokens < 2 or self.speed_tokens < 0:
             raise UserError("--eval-tokens is at least 2, and --speed-tokens 0 or more.", code=Exit.USAGE)
-        unmeasured = sorted({name for name in self.limits if name != "smaller"})
+        unmeasured = sorted({name for name in limits if name != "smaller"})
         if unmeasured and self.eval is None:
             raise UserError(f"--fail-under {unmeasured[0]} needs --eval TEXT.", "Name a held-out text.", Exit.USAGE)
-        if "faster" in self.limits and not self.speed_tokens:
+        if "faster" in limits and not self.speed_tokens:
             raise UserError("--fail-under faster needs --speed-tokens.", code=Exit.USAGE)
 
     @property
     def limits(self) -> dict[str, float]:
         """The least that each guarded figure may be."""
-        return dict(limit for text in self.fail_under if (limit := _limit(text)) is not None)
+        return parse_limits("--fail-under", self.fail_under, "kept", GUARDED, least=0)
 
     def check(self, figures: Mapping[str, float]) -> None:
         """Whether the figures, as `ratios` gives them, are what was asked for.
@@ -56,13 +53,7 @@ class Judging:
         Raises:
             UserError: one is under its limit; the exit code is THRESHOLD.
         """
-        missed = [
-            f"{name} is {figures.get(name, float('nan')):.4g}, under {limit:g}"
-            for name, limit in self.limits.items()
-            if not figures.get(name, float("nan")) >= limit
-        ]
-        if missed:
-            raise UserError(f"--fail-under: {'; '.join(missed)}.", code=Exit.THRESHOLD)
+        check_limits({name: figures.get(name, nan) for name in GUARDED}, under=self.limits)
 
 
 def ratios(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
@@ -73,12 +64,3 @@ def ratios(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str,
     if before.get("tokens_per_second") and after.get("tokens_per_second"):
         found["faster"] = after["tokens_per_second"] / before["tokens_per_second"]
     return found
-
-
-def _limit(text: str) -> tuple[str, float] | None:
-    name, sign, number = text.partition("=")
-    name, number = (name, number) if sign else ("kept", text)
-    try:
-        return (name, float(number)) if name in GUARDED and float(number) >= 0 else None
-    except ValueError:
-        return None

@@ -38,13 +38,13 @@ def read_requests(path: str, format: Format, fields: tuple[str, ...]) -> Iterato
         UserError: the file cannot be read.
     """
     with opened(path) as stream:
-        kind = _format(path, stream) if format == "auto" else format
-        if stream.peek(3).startswith(codecs.BOM_UTF8):
-            stream.read(3)
-        if kind == "jsonl":
+        if format == "auto":
+            format = "jsonl" if holds_jsonl(path, stream) else "lines"
+        stream = begun(stream)
+        if format == "jsonl":
             yield from from_jsonl(stream, fields)
         else:
-            yield from from_lines(iter([stream.read()] if kind == "text" else stream), kind == "text")
+            yield from from_lines(iter([stream.read()] if format == "text" else stream), format == "text")
 
 
 def read_objects(path: str) -> Iterator[tuple[int, dict[str, object], str]]:
@@ -54,23 +54,28 @@ def read_objects(path: str) -> Iterator[tuple[int, dict[str, object], str]]:
         UserError: the file cannot be read.
     """
     with opened(path) as stream:
-        if stream.peek(3).startswith(codecs.BOM_UTF8):
-            stream.read(3)
-        yield from json_objects(stream)
+        yield from json_objects(begun(stream))
 
 
-def _format(path: str, stream: BufferedReader) -> Format:
-    """How a file holds texts, by its name or else by its first line."""
+def begun(stream: BufferedReader) -> BufferedReader:
+    """The same stream, after the mark that UTF-8 may begin with."""
+    if stream.peek(3).startswith(codecs.BOM_UTF8):
+        stream.read(3)
+    return stream
+
+
+def holds_jsonl(path: str, stream: BufferedReader) -> bool:
+    """Whether a file that is still at its beginning holds JSON lines, by its name or else by its first line."""
     endings = Path(path.lower()).suffixes
     if any(ending in (".jsonl", ".ndjson", ".json") for ending in endings):
-        return "jsonl"
+        return True
     first = stream.peek(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")[0]
     if ".txt" in endings or not first.startswith(b"{"):
-        return "lines"
+        return False
     try:
-        return "jsonl" if isinstance(json.loads(first), dict) else "lines"
+        return isinstance(json.loads(first), dict)
     except ValueError:
-        return "lines"
+        return False
 
 
 def from_lines(lines: Iterable[bytes], whole: bool = False) -> Iterator[Request]:
