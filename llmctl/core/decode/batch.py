@@ -1,7 +1,7 @@
 """Desk: continuous batching: completions are made side by side, those that have ended leave, waiting ones enter."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from llmctl.errors import Exit, UserError
 from llmctl.spec.memory import BEYOND_WINDOW, kv_cache
 
 Finish = Literal["stop", "length"]
+PART = 256  # tokens of a prompt that are read between two tokens of those beside it
 
 
 @dataclass(eq=False)
@@ -88,6 +89,7 @@ class Desk:
         self._waiting: deque[Wish] = deque()
         self._wishes: list[Wish] = []
         self._lines: list[Line] = []
+        self._unread: dict[Wish, Sequence[int]] = {}  # what is left of prompts that are read part by part
         self._before: Sequence[int] = ()  # the last prompt that was read
         self._kept: Prefix | None = None
 
@@ -107,7 +109,7 @@ class Desk:
 
     @property
     def running(self) -> int:
-        """Completions in the making."""
+        """Completions in the making, those whose prompts are being read among them."""
         return len(self._wishes)
 
     def ask(self, wish: Wish) -> None:
@@ -128,29 +130,34 @@ class Desk:
         """Let go of a wish; nothing more is heard of it."""
         if wish in self._wishes:
             self._keep([place for place, one in enumerate(self._wishes) if one is not wish])
+            self._unread.pop(wish, None)
         elif wish in self._waiting:
             self._waiting.remove(wish)
 
     def step(self) -> list[Event]:
         """Have every completion go on by one token, after those that there is room for have begun.
 
+        A long prompt that comes while others are written is read part by part, so that they need not wait for it.
+
         Raises:
             UserError: a model's scores are not numbers, or rules leave no token.
         """
-        scores = [self.rows.step([line.written[-1] for line in self._lines])] if self._wishes else []
+        scores = [self._read_on()] if self._wishes else []
         events = [Event(wish, None, "length") for wish in self._unfit()]
         fresh = self._entering()
         if fresh:
             self.rows.most = max(map(self._length, [*self._wishes, *fresh]))
-            scores.append(self.rows.add([wish.prompt for wish in fresh]))
+            first = len(self._wishes)
+            scores.append(self.rows.add([self._first_part(wish) for wish in fresh]))
             self._wishes += fresh
             self._lines += [wish.chooser.line(wish.prompt, wish.key, wish.limit) for wish in fresh]
-            self._remember(fresh)
+            self._remember(first + row for row, wish in enumerate(fresh) if wish not in self._unread)
         if not scores:
             return events
-        live = []
+        live = [place for place, wish in enumerate(self._wishes) if wish in self._unread]
         picked = self._pick(scores[0] if len(scores) == 1 else torch.cat(scores))
-        for place, (wish, line, token) in enumerate(zip(self._wishes, self._lines, picked, strict=True)):
+        for place, token in picked.items():
+            wish, line = self._wishes[place], self._lines[place]
             finish: Finish | None = None
             if token.id in wish.eos or (wish.stopped is not None and wish.stopped(token.id)) or line.done:
                 finish = "stop"
@@ -160,20 +167,48 @@ class Desk:
                 live.append(place)
             events.append(Event(wish, token, finish))
         if len(live) < len(self._wishes):
-            self._keep(live)
+            self._keep(sorted(live))
         return events
 
-    def _pick(self, scores: Tensor) -> list[Picked]:
-        """The next token of each row, from scores (B, V): rows that share a chooser are chosen together."""
-        choosers = {id(wish.chooser): wish.chooser for wish in self._wishes}
-        if len(choosers) == 1:
-            return self._wishes[0].chooser.pick(scores, self._lines)
-        found: list[Picked | None] = [None] * len(self._wishes)
-        for chooser in choosers.values():
-            places = [place for place, wish in enumerate(self._wishes) if wish.chooser is chooser]
-            for place, one in zip(places, chooser.pick(scores[places], [self._lines[p] for p in places]), strict=True):
-                found[place] = one
-        return found
+    def _read_on(self) -> Tensor:
+        """Every row reads its last token, or the next part of its prompt: (B, V), the scores of what may come next."""
+        if not self._unread:
+            return self.rows.step([line.written[-1] for line in self._lines])
+        news, read = [], []
+        for place, (wish, line) in enumerate(zip(self._wishes, self._lines, strict=True)):
+            rest = self._unread.pop(wish, ())
+            news.append(rest[:PART] if rest else line.written[-1:])
+            if len(rest) > PART:
+                self._unread[wish] = rest[PART:]
+            elif rest:
+                read.append(place)
+        scores = self.rows.read(news, last=True)
+        self._remember(read)
+        return scores
+
+    def _first_part(self, wish: Wish) -> Sequence[int]:
+        """What of a prompt is read at once: all, unless it is long and others would wait."""
+        if not self._wishes or not self.rows.divisible:
+            return wish.prompt
+        known = [common((text, wish.prompt)) for text in (*self.rows.texts, *(one.ids for one in self.rows.prefixes))]
+        end = max(known) + PART
+        if len(wish.prompt) <= end + PART:
+            return wish.prompt
+        self._unread[wish] = wish.prompt[end:]
+        return wish.prompt[:end]
+
+    def _pick(self, scores: Tensor) -> dict[int, Picked]:
+        """The next token of each row that is written, from scores (B, V): those of one chooser are chosen together."""
+        groups: dict[int, list[int]] = {}
+        for place, wish in enumerate(self._wishes):
+            if wish not in self._unread:
+                groups.setdefault(id(wish.chooser), []).append(place)
+        found: dict[int, Picked] = {}
+        for places in groups.values():
+            chooser, lines = self._wishes[places[0]].chooser, [self._lines[place] for place in places]
+            some = scores if len(places) == len(scores) else scores[places]
+            found.update(zip(places, chooser.pick(some, lines), strict=True))
+        return dict(sorted(found.items())) if len(groups) > 1 else found
 
     def _keep(self, live: list[int]) -> None:
         """Leave only these; the last rows take the places of those that go, so that few move."""
@@ -202,10 +237,14 @@ class Desk:
             fresh.append(self._waiting.popleft())
         return sorted(fresh, key=lambda wish: len(wish.prompt))
 
-    def _remember(self, fresh: list[Wish]) -> None:
-        """Keep the beginning that prompts share with those before them: rows may leave before the next one comes."""
-        first = len(self._wishes) - len(fresh)
-        for place, wish in enumerate(fresh, start=first):
+    def _remember(self, places: Iterable[int]) -> None:
+        """Keep the beginning that prompts share with those before them: rows may leave before the next one comes.
+
+        Args:
+            places: of rows whose prompts have just been read.
+        """
+        for place in places:
+            wish = self._wishes[place]
             before, self._before = self._before, wish.prompt
             size = common((before, wish.prompt))
             known = max((common((prefix.ids, wish.prompt)) for prefix in self.rows.prefixes), default=0)

@@ -65,6 +65,11 @@ class Rows:
         return len(self.texts)
 
     @property
+    def divisible(self) -> bool:
+        """Whether a text may be read part by part: by `add` at first, and then by `read`."""
+        return not self._whole and not self.start
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the keys and values that there is room for."""
         return 0 if self._cache is None else self._cache.nbytes
@@ -125,7 +130,11 @@ class Rows:
             (B, T, V) float32, T the most tokens of a row: the scores after each; those after the end of shorter rows
             mean nothing. `last`: (B, V), those after each row's last token.
         """
-        return self._read(0, len(self), [list(new) for new in news], last)
+        new = [list(one) for one in news]
+        if not last:
+            return self._read(0, len(self), new, last)
+        runs = _alike(list(map(len, new)), [False] * len(new))
+        return torch.cat([self._read(start, stop, new[start:stop]) for start, stop in runs])
 
     def cut(self, lengths: Sequence[int]) -> None:
         """Have each row forget its tokens after so many; virtual ones are not counted.

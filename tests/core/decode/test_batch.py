@@ -8,6 +8,7 @@ import torch
 from llmctl.core.adapt.inject import adapt
 from llmctl.core.decode.batch import Desk, Wish
 from llmctl.core.decode.choose import Chooser
+from llmctl.core.decode.ready import ready
 from llmctl.core.decode.rows import Rows
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.sample import stream_key
@@ -243,3 +244,44 @@ def test_one_that_is_cancelled_is_not_heard_of_again_and_the_others_go_on():
         for wish, picked, _ in desk.step() if desk.busy else ():
             found.setdefault(asked.index(wish), []).append(picked.id)
     assert (found[0], found[2]) == (alone[0], alone[2]) and len(found[1]) == 3 and 3 not in found
+
+
+@pytest.mark.parametrize("name", [name for name in DECODERS if VARIANTS[name].lm_head])
+@pytest.mark.parametrize("native", [False, True])
+def test_a_long_prompt_holds_up_no_one_and_is_answered_as_it_is_alone(name, native, monkeypatch):
+    """Two long prompts come while two texts are written: those go on by a token each step, as the prompts are read."""
+    monkeypatch.setattr("llmctl.core.decode.batch.PART", 4)
+    model = built(name)
+    if native:
+        ready(model)  # what the native step does not run is read by torch's kernels once more
+    prompts = [*drawn(2, 3), *drawn(1, 26, 7), *drawn(1, 22, 8)]
+    alone = [written(Desk(model), [one])[0] for one in wishes(model, prompts, [12, 9, 6, 6])]
+    desk, asked, found = Desk(model, 4), wishes(model, prompts, [12, 9, 6, 6]), {}
+    for wish in asked[:2]:
+        desk.ask(wish)
+    desk.step()
+    for wish in asked[2:]:
+        desk.ask(wish)
+    parts = 1
+    while desk.busy:
+        heard = [wish for wish, picked, _ in desk.step() if not found.setdefault(wish, []).append(picked.id)]
+        assert asked[0] in heard or len(found[asked[0]]) == 11
+        parts += not found.get(asked[2])
+    assert [found[wish] for wish in asked] == [one[skip:] for one, skip in zip(alone, (1, 1, 0, 0), strict=True)]
+    assert parts == (7 if desk.rows.divisible else 1)
+
+
+def test_one_whose_prompt_is_being_read_is_let_go_of(monkeypatch):
+    monkeypatch.setattr("llmctl.core.decode.batch.PART", 4)
+    model = built("llama")
+    first, long = wishes(model, [*drawn(1, 3), *drawn(1, 40, 7)], [12, 6])
+    alone = written(Desk(model), wishes(model, drawn(1, 3), [12]))[0]
+    desk = Desk(model, 4)
+    desk.ask(first)
+    found = [desk.step()[0].picked.id]
+    desk.ask(long)
+    for step in range(11):
+        if step == 3:
+            desk.cancel(long)
+        found += [picked.id for _, picked, _ in desk.step()]
+    assert found == alone and not desk.busy

@@ -40,6 +40,11 @@ class NativeRows(Rows):
         self._order: Tensor | None = None
 
     @property
+    def divisible(self) -> bool:
+        """As `Rows.divisible`."""
+        return True
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the keys and values that are held."""
         return sum(pool.nbytes for pool in self._pools)

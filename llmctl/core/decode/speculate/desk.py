@@ -66,7 +66,7 @@ class GuessingDesk(Desk):
         self._wishes += fresh
         self._lines += [wish.chooser.line(wish.prompt, wish.key, wish.limit) for wish in fresh]
         self._paces |= {wish: Pace(self.source.tokens, self.source.cost, self._spare) for wish in fresh}
-        self._remember(fresh)
+        self._remember(range(first, len(self._wishes)))
         drafts = [
             Draft(self.rows.texts[place], 0, self._lines[place], self._wishes[place].chooser, self._wishes[place].eos)
             for place in range(first, len(self._wishes))
