@@ -167,13 +167,13 @@ def generate(
         slower = ready(loaded, stock)
         if slower:
             console.say(f"{path} is read by torch's kernels, not by the faster native step: {slower}.")
-        room = None if budget is None else left(loaded, place, budget, batch_size)
         source = None
         if drafting.on:
             draft = None if guesser is None else guesser.model(place.device, DTYPES.get(compute.dtype))
             if draft is not None:
                 ready(draft, stock)
             source = source_of(drafting, loaded, draft, bits, rules.start, sample_of(tokenizer, first.text))
+        room = None if budget is None else left(loaded, place, budget, batch_size)
         manner = Manner(
             sampling, rules, search, sampling.n, eos, stop, special, grammar, source, batch_size, bits, room
         )

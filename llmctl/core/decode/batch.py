@@ -85,7 +85,6 @@ class Desk:
         self.start = () if rules is None else rules.start
         self.rows: Rows = self._made(model, kv_bits)
         self.rows.widest, self.rows.frugal = rows, memory is not None
-        self._kv_bits = kv_bits
         self._waiting: deque[Wish] = deque()
         self._wishes: list[Wish] = []
         self._lines: list[Line] = []
@@ -260,11 +259,16 @@ class Desk:
 
     def _bytes(self, rows: int, tokens: int) -> int:
         """Bytes of the keys and values of so many rows of so many tokens."""
-        config, whole = self.model.config, self.rows.dtype.itemsize
-        source = tokens if self.start else 0
-        if not self._kv_bits:
-            beyond = tokens if in_one_pass(config) else BEYOND_WINDOW
-            return rows * kv_cache(config, tokens, whole, source=source, beyond=beyond)
-        scales = 2 / config.head_dim if self._kv_bits == 8 else 4 / min(GROUP, config.head_dim)
-        coded = kv_cache(config, tokens, 1, source=source, beyond=tokens) * (self._kv_bits / 8 + scales)
-        return rows * (int(coded) + kv_cache(config, RING, whole))
+        return kept_bytes(self.rows, rows, tokens)
+
+
+def kept_bytes(rows: Rows, count: int, tokens: int) -> int:
+    """Bytes of the keys and values of so many texts of so many tokens, as those rows keep them."""
+    config, whole, bits = rows.model.config, rows.dtype.itemsize, rows.kv_bits
+    source = tokens if rows.start else 0
+    if not bits:
+        beyond = tokens if in_one_pass(config) else BEYOND_WINDOW
+        return count * kv_cache(config, tokens, whole, source=source, beyond=beyond)
+    scales = 2 / config.head_dim if bits == 8 else 4 / min(GROUP, config.head_dim)
+    coded = kv_cache(config, tokens, 1, source=source, beyond=tokens) * (bits / 8 + scales)
+    return count * (int(coded) + kv_cache(config, RING, whole))

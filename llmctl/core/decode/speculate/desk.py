@@ -4,7 +4,7 @@ import time
 
 from torch import Tensor
 
-from llmctl.core.decode.batch import Desk, Event, Finish, Wish
+from llmctl.core.decode.batch import Desk, Event, Finish, Wish, kept_bytes
 from llmctl.core.decode.rules import Rules
 from llmctl.core.decode.speculate.draft import Draft, Guess
 from llmctl.core.decode.speculate.pace import SPARE, Pace
@@ -22,7 +22,7 @@ class GuessingDesk(Desk):
     Args:
         model: that writes.
         source: of guesses.
-        rows, kv_bits, rules, memory: as for Desk; what the source keeps is not counted in `memory`.
+        rows, kv_bits, rules, memory: as for Desk.
 
     Attributes:
         tally: how the guesses fared.
@@ -40,6 +40,8 @@ class GuessingDesk(Desk):
         super().__init__(model, rows, kv_bits, rules, memory)
         self.source, self.tally = source, Tally()
         self._drafter = source.make(self.rows)
+        if self._drafter.own is not None:
+            self._drafter.own.widest, self._drafter.own.frugal = self.rows.widest, self.rows.frugal
         self._paces: dict[Wish, Pace] = {}
         self._spare = SPARE.get(self.rows.device.type, SPARE["cuda"])
         self._places = places(model.config, self.rows.virtual)
@@ -59,6 +61,8 @@ class GuessingDesk(Desk):
         if not fresh:
             return []
         self.rows.most = max(map(self._length, [*self._wishes, *fresh]))
+        if self._drafter.own is not None:
+            self._drafter.own.most = self.rows.most
         prompts = [wish.prompt for wish in fresh]
         logits = self.rows.add(prompts)
         self._drafter.add(prompts)
@@ -134,6 +138,12 @@ class GuessingDesk(Desk):
         """Let go of a wish; nothing more is heard of it."""
         super().cancel(wish)
         self._paces.pop(wish, None)
+
+    def _bytes(self, rows: int, tokens: int) -> int:
+        """Bytes of the keys and values of so many texts, those that guess for them included."""
+        own = self._drafter.own
+        beside = 0 if own is None else kept_bytes(own, rows, tokens - self.rows.virtual + own.virtual)
+        return super()._bytes(rows, tokens) + beside
 
     def _keep(self, live: list[int]) -> None:
         places = {id(wish): place for place, wish in enumerate(self._wishes)}

@@ -46,7 +46,13 @@ class Draft:
 
 
 class Drafter(Protocol):
-    """Guesses for texts side by side, which come and go."""
+    """Guesses for texts side by side, which come and go.
+
+    Attributes:
+        own: rows that it keeps beside those of the model that is guessed for, or None.
+    """
+
+    own: Rows | None
 
     def add(self, prompts: Sequence[Sequence[int]]) -> None:
         """Texts that begin, after those there are: what the model is given to read."""
@@ -67,6 +73,8 @@ class LookupDrafter:
     Args:
         both: the model has an encoder, so that prompts are not a part of the texts.
     """
+
+    own = None
 
     def __init__(self, both: bool):
         self._both = both
@@ -106,7 +114,8 @@ class ModelDrafter:
     """
 
     def __init__(self, rows: Rows, vocab: int, end: int | None = None):
-        self.rows, self.vocab, self.end = rows, vocab, end
+        self.own = rows
+        self.vocab, self.end = vocab, end
         self._places: list[int] = []  # of each row, that of its text
         self._known: list[int] = []  # of each row, how many tokens are known to be those of its text
         self._texts = 0
@@ -117,7 +126,7 @@ class ModelDrafter:
         self._places += [self._texts + place for place in fit]
         self._texts += len(prompts)
         if fit:
-            self.rows.add([prompts[place] for place in fit])
+            self.own.add([prompts[place] for place in fit])
             self._known += [0] * len(fit)
 
     def keep(self, places: Sequence[int]) -> None:
@@ -139,7 +148,7 @@ class ModelDrafter:
             most = min(most, self.end + 1 - max(len(draft.text) for draft in mine))
         if most > 0:
             logits = self._caught_up(mine)
-            made = chain(mine, logits, self.rows.step, self.vocab, most)
+            made = chain(mine, logits, self.own.step, self.vocab, most)
             for place, guess in zip(self._places, made, strict=True):
                 guesses[place] = guess
         return guesses
@@ -148,19 +157,19 @@ class ModelDrafter:
         """Forget guesses that were wrong and read what has come: (B, V) scores after each text."""
         common = []
         for row, (draft, known) in enumerate(zip(drafts, self._known, strict=True)):
-            held, text = self.rows.texts[row], draft.text
+            held, text = self.own.texts[row], draft.text
             most = min(len(held), len(text) - 1)
             while known < most and held[known] == text[known]:
                 known += 1
             common.append(min(known, most))
-        self.rows.cut(common)
+        self.own.cut(common)
         news = [list(draft.text[known:]) for draft, known in zip(drafts, common, strict=True)]
         self._known = [len(draft.text) for draft in drafts]
-        return self.rows.read(news, last=True)
+        return self.own.read(news, last=True)
 
     def _leave(self, rows: list[int]) -> None:
         if len(rows) < len(self._places) or rows != sorted(rows):
-            self.rows.keep(rows)
+            self.own.keep(rows)
             self._places = [self._places[row] for row in rows]
             self._known = [self._known[row] for row in rows]
 
@@ -177,6 +186,8 @@ class SkipDrafter:
         rows: of the model; each holds all of its text but the last token.
         skipped: those layers.
     """
+
+    own = None
 
     def __init__(self, rows: Rows, skipped: frozenset[int]):
         self.rows, self.skipped = rows, skipped

@@ -236,3 +236,23 @@ def test_after_each_pass_the_rows_hold_what_was_written_and_nothing_else(way):
             desk.rows.cut(lengths)
             assert torch.allclose(cached, Rows(model).add(texts), atol=1e-4)
     assert refused
+
+
+@pytest.mark.parametrize("kv_bits", [0, 8])
+def test_memory_bounds_what_the_model_that_guesses_keeps_as_well(kv_bits):
+    """Its keys and values were not counted."""
+    model, sampling = make_model(layers=4), Sampling(temperature=0.8, max_tokens=40)
+    wanted = written(Desk(model, 6, kv_bits), sampling)
+    free = desk_of(model, "itself", 6, kv_bits=kv_bits)
+    wishes_of(free, sampling)
+    source, memory = free.source, 2 * free._bytes(1, 20 + 40)
+    desk, running = GuessingDesk(model, source, 6, kv_bits, memory=memory), []
+    wishes = wishes_of(desk, sampling)
+    found = {id(wish): [] for wish in wishes}
+    while desk.busy:
+        for wish, picked, _ in desk.step():
+            found[id(wish)].append(picked.id)
+        running.append(desk.running)
+        assert desk.rows.nbytes + desk._drafter.own.nbytes <= memory
+    assert max(running) < 6
+    assert list(found.values()) == [ids for ids, _ in wanted]
