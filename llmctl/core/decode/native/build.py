@@ -11,11 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from llmctl.core.decode.native.layout import Matrix, Model, Pass
+from llmctl.errors import Exit, UserError
 
 SOURCES = ("vectors.h", "products.h", "step.cpp")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-Wno-psabi")
 TARGETS = {"best": "-march=native", "avx2": "-march=x86-64-v3"}  # by what LLMCTL_NATIVE may name
+OFF, ON = ("0", "no", "off", "false"), ("", "1", "yes", "on", "true")
 PATIENCE = 300  # seconds that a compiler may take
 
 
@@ -24,10 +26,18 @@ class Unavailable(Exception):
 
 
 def wanted() -> str | None:
-    """Which of TARGETS the environment asks for, or None where it wants none."""
-    named = os.environ.get("LLMCTL_NATIVE", "1").strip().lower()
-    if named in ("0", "no", "off", "false"):
+    """Which of TARGETS the environment asks for, or None where it wants none.
+
+    Raises:
+        UserError: it asks for something else.
+    """
+    named = os.environ.get("LLMCTL_NATIVE", "").strip().lower()
+    if named in OFF:
         return None
+    if named not in (*ON, *TARGETS):
+        raise UserError(
+            f"LLMCTL_NATIVE is {named!r}; wanted 0, 1, {' or '.join(TARGETS)}.", "1 is the default.", Exit.USAGE
+        )
     return named if named in TARGETS else "best"
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from llmctl.core.decode.native import build
 from llmctl.core.decode.native.build import Unavailable, library, wanted
+from llmctl.errors import UserError
 from tests.conftest import environment
 
 QUICK = ("-std=c++17", "-O0", "-fPIC", "-shared", "-fopenmp", "-Wno-psabi")  # compiles in a fraction of the time
@@ -81,6 +82,9 @@ def test_the_environment_says_which(monkeypatch):
         assert wanted() == meant
     monkeypatch.delenv("LLMCTL_NATIVE")
     assert wanted() == "best"
+    monkeypatch.setenv("LLMCTL_NATIVE", "avx")
+    with pytest.raises(UserError, match="LLMCTL_NATIVE is 'avx'; wanted 0, 1, best or avx2"):
+        wanted()
 
 
 def test_a_folder_that_cannot_be_written_leads_to_another(cache, tmp_path, monkeypatch):
