@@ -52,7 +52,7 @@ def check_limits(
             hint = f"There are {', '.join(figures)}." if figures else ""
             raise UserError(f"{option} is about {unknown[0]}, which was not measured.", hint, Exit.USAGE)
     missed = [
-        f"{name} is {figures[name]:.6g}, {word} {option} {limit:g}"
+        f"{name} is {figures[name]:.6g}, {word} {limit:g} ({option})"
         for option, word, limits, sign in (("--fail-under", "under", under, 1), ("--fail-over", "over", over, -1))
         for name, limit in limits.items()
         if not sign * figures[name] >= sign * limit
