@@ -23,6 +23,7 @@ from llmctl.commands.corpus import corpus
 from llmctl.commands.detokenize import detokenize
 from llmctl.commands.distill import distill
 from llmctl.commands.embed import embed
+from llmctl.commands.eval_compare import eval_compare
 from llmctl.commands.eval_ppl import eval_ppl
 from llmctl.commands.export import export
 from llmctl.commands.fill_mask import fill_mask
@@ -68,6 +69,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "embed": embed,
     "classify": classify,
     "eval-ppl": eval_ppl,
+    "eval-compare": eval_compare,
     "bench": bench,
     "memcalc": memcalc,
     "inspect": inspect,

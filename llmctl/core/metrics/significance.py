@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,6 +128,11 @@ def by_errors(found: float, error_a: float, error_b: float) -> float:
     if not spread:
         return 0.0 if found else 1.0
     return math.erfc(abs(found) / spread / math.sqrt(2))
+
+
+def normal_quantile(level: float) -> float:
+    """Under which so much of a standard normal distribution lies: 1.96 of 0.975."""
+    return NormalDist().inv_cdf(level)
 
 
 def holm(chances: Sequence[float]) -> list[float]:
