@@ -1,6 +1,6 @@
 """Calibration: whether a model is right as often as it is sure (ECE, Brier score), and right where it is surest."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -36,30 +36,30 @@ class Calibration:
     accuracy: float
 
 
-def calibration(chances: Sequence[Sequence[float]], targets: Sequence[int]) -> Calibration:
-    """Calibration of predictions over choices.
+def calibration(chances: Sequence[Sequence[float]], right: Sequence[Collection[int]]) -> Calibration:
+    """Calibration of predictions over choices. The likeliest choice is the prediction; of equal ones the first.
 
     Args:
         chances: N rows, the chance of each choice; a row sums to 1, and rows may differ in length.
-        targets: N numbers of the right choices.
+        right: of each row the numbers of the right choices, one at least.
 
     Raises:
-        ValueError: no rows, or not as many targets as rows.
+        ValueError: no rows, or not as many answers as rows.
     """
-    if not chances or len(chances) != len(targets):
-        raise ValueError(f"{len(chances)} rows of chances for {len(targets)} targets")
-    confidence = np.array([max(row) for row in chances], np.float64)
-    predicted = [list(row).index(max(row)) for row in chances]  # of equal chances the first
-    right = np.equal(predicted, targets).astype(np.float64)
-    curve = coverage_curve(confidence, right)
+    if not chances or len(chances) != len(right):
+        raise ValueError(f"{len(chances)} rows of chances for {len(right)} right answers")
+    predicted = [max(range(len(row)), key=row.__getitem__) for row in chances]
+    confidence = np.array([row[number] for row, number in zip(chances, predicted, strict=True)], np.float64)
+    hits = np.array([number in known for number, known in zip(predicted, right, strict=True)], np.float64)
+    curve = coverage_curve(confidence, hits)
     return Calibration(
-        ece=ece(confidence, right, by="mass"),
-        ece_width=ece(confidence, right, by="width"),
-        brier=brier(chances, targets),
+        ece=ece(confidence, hits, by="mass"),
+        ece_width=ece(confidence, hits, by="width"),
+        brier=brier(chances, right),
         selective_accuracy=float(curve[max(0, round(COVERAGE * len(curve)) - 1)]),
         coverage_area=float(curve.mean()),
         confidence=float(confidence.mean()),
-        accuracy=float(right.mean()),
+        accuracy=float(hits.mean()),
     )
 
 
@@ -91,20 +91,22 @@ def _width(confidence: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
     return np.arange(1, bins) / bins
 
 
-EDGES = {"mass": _mass, "width": _width}
+EDGES: dict[Binning, Callable[[NDArray[np.float64], int], NDArray[np.float64]]] = {"mass": _mass, "width": _width}
 
 
-def brier(chances: Sequence[Sequence[float]], targets: Sequence[int]) -> float:
+def brier(chances: Sequence[Sequence[float]], right: Sequence[Collection[int]]) -> float:
     """Mean over N records of the squared distances of all choices' chances from 1 (the right one) or 0; 0 to 2.
 
-    Of two choices it is twice what scikit-learn calls the Brier score, which looks at one of them.
+    Of several right choices the likeliest stands for all. Of two choices it is twice what scikit-learn gives, which
+    looks at one of them.
 
     Source: Brier, "Verification of forecasts expressed in terms of probability", 1950, equation 2.
     """
     total = 0.0
-    for row, target in zip(chances, targets, strict=True):
+    for row, known in zip(chances, right, strict=True):
+        target = max(known, key=row.__getitem__)
         total += sum((chance - (number == target)) ** 2 for number, chance in enumerate(row))
-    return total / len(targets)
+    return total / len(right)
 
 
 def coverage_curve(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:

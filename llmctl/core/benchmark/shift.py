@@ -27,23 +27,8 @@ NEAR = {
     for place, letter in enumerate(letters)
 }
 
-NEGATED = [
-    "is",
-    "are",
-    "was",
-    "were",
-    "do",
-    "does",
-    "did",
-    "has",
-    "have",
-    "had",
-    "could",
-    "should",
-    "would",
-    "must",
-    "need",
-]
+NEGATED = ("is", "are", "was", "were", "do", "does", "did", "has", "have", "had", "could", "should", "would", "must",
+           "need")  # fmt: skip
 PERSONS = {"I": ("am", "'m"), "you": ("are", "'re"), "we": ("are", "'re"), "they": ("are", "'re")}
 THIRD = ["he", "she", "it", "that", "there", "here", "what", "where", "who", "how"]
 HAVE = ["I", "you", "we", "they"]

@@ -1,0 +1,171 @@
+"""Aspects of a task beside accuracy, in the manner of HELM: robustness, fairness, calibration, efficiency."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmctl.core.benchmark.calibration import Calibration, calibration
+from llmctl.core.benchmark.figures import mean_stderr
+from llmctl.core.benchmark.outcome import Figure, Outcome, Sample
+from llmctl.core.benchmark.records import field_of
+from llmctl.core.benchmark.shift import shifted
+from llmctl.spec.benchmark import ANSWERS, CHOICES, REFERENCES, Task
+from llmctl.spec.sets import LABELS, TAGS
+from llmctl.spec.suite import Aspects, Shift
+
+# Fields that hold answers, which no shift may touch.
+KEPT = frozenset({CHOICES, *ANSWERS, *REFERENCES, *LABELS, *TAGS, "completion", "completions", "id"})
+Again = Callable[[Sequence[dict[str, Any]]], Outcome]
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """What shifts of the texts did to a task's main figure.
+
+    Attributes:
+        worst: the mean of each record's worst score, the text as it is among them; of a figure that records have not
+            each, the worst figure.
+        shifts: the figure with each shift.
+        changed: share of the records that each shift changed at all.
+    """
+
+    worst: Figure
+    shifts: dict[Shift, Figure]
+    changed: dict[Shift, float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The main figure of one group of records."""
+
+    records: int
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Fairness:
+    """The main figure group by group.
+
+    Attributes:
+        groups: by the value of the group's field, as text.
+        worst: name of the worst group.
+        gap: how far the best group's figure is from the worst one's.
+    """
+
+    groups: dict[str, Group]
+    worst: str
+    gap: float
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """What asking a task once took, the loading of the model and all shifts left out.
+
+    Attributes:
+        seconds: for all records.
+        seconds_per_record, tokens_per_second: tokens read and written.
+        read, written: tokens.
+    """
+
+    seconds: float
+    seconds_per_record: float
+    tokens_per_second: float
+    read: int
+    written: int
+
+
+def robustness(outcome: Outcome, aspects: Aspects, again: Again) -> Robustness:
+    """Ask a task's records again with each shift.
+
+    Args:
+        outcome: of the records as they are.
+        again: asks other records in their place.
+
+    Source: Liang et al., arXiv:2211.09110, section 4.5: worst case over the perturbations of each instance.
+    """
+    main = outcome.main
+    records = [sample.record for sample in outcome.samples]
+    fields = aspects.shift_field or shifted_fields(outcome.task, records)
+    outcomes, changed = [outcome], {}
+    figures: dict[Shift, Figure] = {}
+    for shift in aspects.shift:
+        made = list(shifted(records, shift, fields, outcome.task.seed))
+        changed[shift] = sum(new != old for new, old in zip(made, records, strict=True)) / max(1, len(records))
+        outcomes.append(again(made) if changed[shift] else outcome)
+        figures[shift] = outcomes[-1].figures[main]
+    figure = outcome.figures[main]
+    worse = min if figure.higher_is_better else max
+    if is_mean(outcome):
+        each = zip(*([sample.scores[main] for sample in one.samples] for one in outcomes), strict=True)
+        worst = mean_of([worse(scores) for scores in each], figure.higher_is_better)
+    else:
+        worst = worse((one.figures[main] for one in outcomes), key=lambda one: one.value)
+    return Robustness(worst, figures, changed)
+
+
+def shifted_fields(task: Task, records: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    """The fields whose texts a shift changes where none is named: all but answers, groups and choices."""
+    theirs = {value.partition(".")[0] for ours, value in task.mapping.items() if ours in KEPT}
+    kept = (KEPT | theirs | {(task.group or "").partition(".")[0]}) - {
+        value for ours, value in task.mapping.items() if ours not in KEPT
+    }
+    return tuple(dict.fromkeys(name for record in records for name in record if name not in kept))
+
+
+def fairness(outcome: Outcome) -> Fairness:
+    """The main figure of each group, by the field that the task names.
+
+    Raises:
+        UserError: a record without that field.
+        ValueError: the task names no group, or its main figure is not a mean over records.
+    """
+    if outcome.task.group is None or not is_mean(outcome):
+        raise ValueError("no group, or no score of each record")
+    by: dict[str, list[float]] = {}
+    for sample in outcome.samples:
+        by.setdefault(str(field_of(sample.record, outcome.task.group)), []).append(sample.scores[outcome.main])
+    better = outcome.figures[outcome.main].higher_is_better
+    groups = {name: Group(len(scores), mean_of(scores, better)) for name, scores in sorted(by.items())}
+    values = {name: group.figure.value for name, group in groups.items()}
+    worst = (min if better else max)(values, key=values.__getitem__)
+    return Fairness(groups, worst, max(values.values()) - min(values.values()))
+
+
+def calibrated(outcome: Outcome) -> Calibration | None:
+    """Calibration where every record has the chances of choices of which one at least is right; else None."""
+    samples = outcome.samples
+    if not samples or not all(sample.right and _is_distribution(sample.chances) for sample in samples):
+        return None
+    return calibration([sample.chances for sample in samples], [sample.right for sample in samples])
+
+
+def efficiency(outcome: Outcome) -> Efficiency:
+    """What asking the task took."""
+    seconds = max(1e-9, outcome.seconds)
+    tokens = outcome.read + outcome.written
+    return Efficiency(seconds, seconds / max(1, len(outcome.samples)), tokens / seconds, outcome.read, outcome.written)
+
+
+def is_mean(outcome: Outcome) -> bool:
+    """Whether the main figure is the mean of scores that the records have each."""
+    name = outcome.main
+    if not outcome.samples or not all(name in sample.scores for sample in outcome.samples):
+        return False
+    return math.isclose(_mean(outcome.samples, name), outcome.figures[name].value, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def mean_of(scores: Sequence[float], higher_is_better: bool) -> Figure:
+    """The mean of records' scores, one at least, with its standard error."""
+    values = np.array(scores, np.float64)
+    return Figure(float(values.mean()), mean_stderr(values), higher_is_better)
+
+
+def _mean(samples: Sequence[Sample], name: str) -> float:
+    return math.fsum(sample.scores[name] for sample in samples) / len(samples)
+
+
+def _is_distribution(chances: Sequence[float]) -> bool:
+    return len(chances) > 1 and math.isclose(math.fsum(chances), 1, abs_tol=1e-3)
