@@ -1,0 +1,187 @@
+"""Subject: a model as tasks see it, loaded once for many of them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llmctl.core.checkpoint.directory import Checkpoint
+from llmctl.core.decode.generate import Completion
+from llmctl.core.decode.prompt import check_known, special_stops, start_id, stop_ids, text_ids
+from llmctl.core.decode.ready import ready
+from llmctl.core.decode.rules import Rules
+from llmctl.core.decode.sample import stream_key
+from llmctl.core.decode.writer import Manner, writer
+from llmctl.core.device import DTYPES, Place, pick
+from llmctl.core.infer.classify import classify
+from llmctl.core.infer.encode import Row
+from llmctl.core.metrics.likelihood import Asked, Scored, likelihoods, reach
+from llmctl.core.model.transformer import Transformer
+from llmctl.core.text.tokenizer import Tokenizer
+from llmctl.errors import UserError
+from llmctl.spec.families import read_config_json
+from llmctl.spec.model import ModelConfig
+from llmctl.spec.sample import Sampling
+from llmctl.spec.search import Search
+from llmctl.spec.tasks import suited
+
+POOL = 16  # batches of texts that are read ahead and sorted by length, so that little is padded
+TOKENS = 1 << 15  # of one such batch, padding included, where it has more than one row
+
+
+@dataclass
+class Subject:
+    """A model as tasks see it.
+
+    Attributes:
+        path: of its checkpoint, or of an adapter.
+        said: generation_config.json, or where there is none, config.json.
+        batch_tokens: tokens that pass through it at once, where it reads.
+        rows: texts that it writes, or labels, at a time.
+        read, written: tokens so far.
+    """
+
+    path: Path
+    model: Transformer
+    tokenizer: Tokenizer
+    place: Place
+    said: dict[str, Any]
+    batch_tokens: int = 8192
+    rows: int = 16
+    read: int = 0
+    written: int = 0
+    slower: str = field(default="", init=False)
+    _ready: bool = field(default=False, init=False)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int = 0,
+        batch_tokens: int = 8192,
+        rows: int = 16,
+    ) -> "Subject":
+        """Load a checkpoint, or an adapter with its base.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        checkpoint = Checkpoint.open(path)
+        place = pick(device, dtype, threads)
+        said = checkpoint.generation or read_config_json(Path(path))
+        tokenizer = checkpoint.tokenizer()
+        model = checkpoint.model(place.device, DTYPES.get(dtype))
+        return cls(Path(path), model, tokenizer, place, said, batch_tokens, rows)
+
+    @property
+    def config(self) -> ModelConfig:
+        """Of the model."""
+        return self.model.config
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that it reads at most; None: any number."""
+        return reach(self.model)
+
+    def likelihoods(self, asked: Iterable[Asked]) -> Iterator[Scored]:
+        """How likely given tokens are, in their order; what is too long loses its beginning.
+
+        Raises:
+            UserError: the model does not score tokens.
+        """
+        if self.config.kind == "encoder" or not self.config.lm_head:
+            suited("eval-ppl", self.config, self.path)
+
+        def counted() -> Iterator[Asked]:
+            for one in asked:
+                self.read += len(one.ids) + len(one.encoder)
+                yield one
+
+        return likelihoods(self.model, counted(), self.batch_tokens)
+
+    def prompt(self, text: str, special: bool, room: int) -> tuple[list[int], bool]:
+        """The ids of a prompt that a text is to follow, and whether its beginning was left out to make room.
+
+        Args:
+            special: parse special tokens in it.
+            room: tokens of the context that are kept for the text.
+
+        Raises:
+            UserError: it is empty, and nothing begins a text; or the context has no room.
+        """
+        ids = text_ids(self.tokenizer, text, self.config, special)
+        start = start_id(self.tokenizer, self.config)
+        if not ids and start is not None:
+            ids = [start]
+        if not ids:
+            raise UserError("the prompt is empty, and this model has no token that begins a text.")
+        check_known(ids, self.config)
+        context = self.context
+        if context is None:
+            return ids, False
+        if self.config.kind == "encoder-decoder":
+            room = 0
+            context = self.config.context - self.model.virtual_tokens("encoder")
+        if room >= context:
+            raise UserError(
+                f"--max-tokens is {room}, but the model's context holds {context}, prompt and answer together.",
+                f"Use --max-tokens {context // 2}, or less.",
+            )
+        return ids[-(context - room) :], len(ids) > context - room
+
+    def write(
+        self, prompts: Iterable[Sequence[int]], sampling: Sampling, stops: Sequence[str], seed: int
+    ) -> Iterator[Completion]:
+        """What the model writes after each prompt, in their order, several at a time.
+
+        Raises:
+            UserError: the model does not write.
+        """
+        suited("generate", self.config, self.path)
+        if not self._ready:
+            self.slower, self._ready = ready(self.model), True
+        eos = stop_ids(self.tokenizer, self.config, self.said) | special_stops(self.tokenizer, stops)
+        rules, (search, sampling) = Rules.of(self.said, self.config), Search().settled(sampling, self.said, False)
+        scribe = writer(self.model, self.tokenizer, Manner(sampling, rules, search, 1, eos, stops, rows=self.rows))
+        source, more, asked, given = iter(prompts), True, 0, 0
+        done: dict[int, Completion] = {}
+        while more or given < asked:
+            while more and scribe.unfinished < self.rows:
+                ids = next(source, None)
+                more = ids is not None
+                if ids is not None:
+                    scribe.ask(asked, ids, stream_key(seed, asked, 0))
+                    asked, self.read = asked + 1, self.read + len(ids)
+            for name, _, completion, _ in scribe.step() if scribe.unfinished else ():
+                if completion is not None:
+                    done[name] = completion
+                    self.written += completion.tokens
+            while given in done:
+                yield done.pop(given)
+                given += 1
+
+    def labels(self, rows: Iterable[Row]) -> Iterator[Tensor]:
+        """What the model's head makes of texts, as `classify` of core/infer gives it, in their order.
+
+        Raises:
+            UserError: the model has no such head.
+        """
+        suited("classify", self.config, self.path)
+        source = iter(rows)
+        while pool := list(islice(source, POOL * self.rows)):
+            order = sorted(range(len(pool)), key=lambda number: len(pool[number]))
+            found: dict[int, Tensor] = {}
+            while order:
+                count = max(1, min(self.rows, TOKENS // max(1, len(pool[order[-1]]))))
+                now, order = order[-count:], order[:-count]
+                found.update(zip(now, classify(self.model, [pool[number] for number in now]), strict=True))
+            self.read += sum(map(len, pool))
+            yield from (found[number] for number in range(len(pool)))
+
+
+Told = Callable[[int], None]  # hears how many records are done
