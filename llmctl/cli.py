@@ -23,8 +23,12 @@ from llmctl.commands.corpus import corpus
 from llmctl.commands.detokenize import detokenize
 from llmctl.commands.distill import distill
 from llmctl.commands.embed import embed
+from llmctl.commands.eval_bleu import eval_bleu
+from llmctl.commands.eval_chrf import eval_chrf
 from llmctl.commands.eval_compare import eval_compare
 from llmctl.commands.eval_ppl import eval_ppl
+from llmctl.commands.eval_safety import eval_safety
+from llmctl.commands.eval_ter import eval_ter
 from llmctl.commands.export import export
 from llmctl.commands.fill_mask import fill_mask
 from llmctl.commands.finetune import finetune
@@ -69,6 +73,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "embed": embed,
     "classify": classify,
     "eval-ppl": eval_ppl,
+    "eval-safety": eval_safety,
+    "eval-bleu": eval_bleu,
+    "eval-chrf": eval_chrf,
+    "eval-ter": eval_ter,
     "eval-compare": eval_compare,
     "bench": bench,
     "memcalc": memcalc,

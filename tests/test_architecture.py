@@ -30,6 +30,7 @@ LOADED = {
     "llmctl.explained": ("llmctl.errors", "llmctl.console", "llmctl.spec"),
     "llmctl.written": ("llmctl.errors", "llmctl.console", "llmctl.explained"),
     "llmctl.judged": ("llmctl.errors", "llmctl.console", "llmctl.spec"),
+    "llmctl.translated": ("llmctl.errors", "llmctl.console", "llmctl.flags", "llmctl.spec"),
     "llmctl.typed": (),
     "llmctl.conversation": ("llmctl.errors", "llmctl.console", "llmctl.signals", "llmctl.spec", "llmctl.typed"),
     "llmctl.records": ("typer", "llmctl.errors", "llmctl.console", "llmctl.flags"),
