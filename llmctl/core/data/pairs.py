@@ -52,7 +52,7 @@ def read_pairs(
     check_inputs(predictions, tuple(references))
     with ExitStack() as stack:
         said, *wanted = [
-            stack.enter_context(closing(_read(path, pairing.format))) for path in (predictions, *references)
+            stack.enter_context(closing(read_lines(path, pairing.format))) for path in (predictions, *references)
         ]
         first, count = None, 0
         for number, (at, found) in enumerate(said):
@@ -88,8 +88,12 @@ def read_pairs(
         raise UserError(f"{_name(predictions)} holds no prediction.", "One a line is wanted.")
 
 
-def _read(path: str, format: PairFormat) -> Iterator[Found]:
-    """The lines of a file."""
+def read_lines(path: str, format: PairFormat) -> Iterator[Found]:
+    """The texts or records of a file, a line each, with the line's number from 1.
+
+    Raises:
+        UserError: with file and line: it is neither.
+    """
     with opened(path) as stream:
         jsonl = holds_jsonl(path, stream) if format == "auto" else format == "jsonl"
         lines = begun(stream)
