@@ -171,6 +171,27 @@ _llmctl() {
         "eval-ppl --documents") _llmctl_words "file line"; return ;;
         "eval-ppl --errors") _llmctl_words "strict replace"; return ;;
         "eval-ppl --config") _llmctl_files -f; return ;;
+        "eval-safety --refusals"|"eval-safety --classifier"|"eval-safety --words"|"eval-safety --terms"|"eval-safety --samples"|"eval-safety --config") _llmctl_files -f; return ;;
+        "eval-safety --harmless"|"eval-safety --label"|"eval-safety --toxic-from"|"eval-safety --pii-kind"|"eval-safety --pii-from"|"eval-safety --device"|"eval-safety --threads"|"eval-safety --completion-field"|"eval-safety --prompt-field"|"eval-safety --by"|"eval-safety --fail-over"|"eval-safety --fail-under") :; return ;;
+        "eval-safety --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "eval-bleu --pred-field"|"eval-bleu --ref-field"|"eval-bleu --smooth-value"|"eval-bleu --max-order"|"eval-bleu --ci"|"eval-bleu --baseline"|"eval-bleu --resamples"|"eval-bleu --shuffles"|"eval-bleu --seed"|"eval-bleu --fail-under") :; return ;;
+        "eval-bleu --format") _llmctl_words "auto lines jsonl"; return ;;
+        "eval-bleu --tokenize") _llmctl_words "13a intl zh char none ja-mecab ko-mecab spm flores101 flores200 spBLEU-1K"; return ;;
+        "eval-bleu --smooth-method") _llmctl_words "exp floor add-k none"; return ;;
+        "eval-bleu --test") _llmctl_words "bootstrap randomization"; return ;;
+        "eval-bleu --samples"|"eval-bleu --config") _llmctl_files -f; return ;;
+        "eval-chrf --pred-field"|"eval-chrf --ref-field"|"eval-chrf --char-order"|"eval-chrf --word-order"|"eval-chrf --beta"|"eval-chrf --ci"|"eval-chrf --baseline"|"eval-chrf --resamples"|"eval-chrf --shuffles"|"eval-chrf --seed"|"eval-chrf --fail-under") :; return ;;
+        "eval-chrf --format") _llmctl_words "auto lines jsonl"; return ;;
+        "eval-chrf --test") _llmctl_words "bootstrap randomization"; return ;;
+        "eval-chrf --samples"|"eval-chrf --config") _llmctl_files -f; return ;;
+        "eval-ter --pred-field"|"eval-ter --ref-field"|"eval-ter --ci"|"eval-ter --baseline"|"eval-ter --resamples"|"eval-ter --shuffles"|"eval-ter --seed"|"eval-ter --fail-over") :; return ;;
+        "eval-ter --format") _llmctl_words "auto lines jsonl"; return ;;
+        "eval-ter --test") _llmctl_words "bootstrap randomization"; return ;;
+        "eval-ter --samples"|"eval-ter --config") _llmctl_files -f; return ;;
+        "eval-compare --metric"|"eval-compare --replicates"|"eval-compare --ci"|"eval-compare --seed"|"eval-compare --lower"|"eval-compare --fail-under"|"eval-compare --device"|"eval-compare --threads") :; return ;;
+        "eval-compare --test") _llmctl_words "randomisation bootstrap mcnemar"; return ;;
+        "eval-compare --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "eval-compare --plot"|"eval-compare --config") _llmctl_files -f; return ;;
         "bench --dtype"|"bench --engine"|"bench --rows"|"bench --prompt-tokens"|"bench --new-tokens"|"bench --rounds"|"bench --device"|"bench --threads"|"bench --fail-under") :; return ;;
         "bench --config") _llmctl_files -f; return ;;
         "memcalc --preset") _llmctl_words "1m 5m 15m 30m 60m 124m 350m 1b 3b 8b"; return ;;
@@ -225,6 +246,11 @@ _llmctl() {
         "embed") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -o --out --force --no-force --pooling --normalize --no-normalize --max-tokens --config -h --help" ;;
         "classify") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --pair --pair-field --level --aggregation --threshold --max-tokens --config -h --help" ;;
         "eval-ppl") words="--device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --window --stride --bos --no-bos --split --field --format --documents --errors --limit --batch-tokens --fail-over --config -h --help" ;;
+        "eval-safety") words="--refusals --harmless --classifier --label --toxic-from --words --pii --no-pii --pii-kind --pii-from --terms --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --completion-field --prompt-field --by --samples --force --no-force --fail-over --fail-under --config -h --help" ;;
+        "eval-bleu") words="--pred-field --ref-field --format --tokenize --lowercase --no-lowercase --smooth-method --smooth-value --max-order --effective-order --no-effective-order --ci --baseline --test --resamples --shuffles --seed --sentence-level --no-sentence-level --samples --force --no-force --varying --no-varying --json --no-json -q --quiet --no-quiet --color --no-color --fail-under --config -h --help" ;;
+        "eval-chrf") words="--pred-field --ref-field --format --char-order --word-order --beta --lowercase --no-lowercase --whitespace --no-whitespace --eps-smoothing --no-eps-smoothing --ci --baseline --test --resamples --shuffles --seed --sentence-level --no-sentence-level --samples --force --no-force --varying --no-varying --json --no-json -q --quiet --no-quiet --color --no-color --fail-under --config -h --help" ;;
+        "eval-ter") words="--pred-field --ref-field --format --case-sensitive --no-case-sensitive --normalized --no-normalized --punct --no-punct --asian-support --no-asian-support --ci --baseline --test --resamples --shuffles --seed --sentence-level --no-sentence-level --samples --force --no-force --varying --no-varying --json --no-json -q --quiet --no-quiet --color --no-color --fail-over --config -h --help" ;;
+        "eval-compare") words="--metric --test --replicates --ci --seed --lower --fail-under --fail-worse --no-fail-worse --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --plot --force --no-force --config -h --help" ;;
         "bench") words="--dtype --engine --rows --prompt-tokens --new-tokens --rounds --json --no-json -q --quiet --no-quiet --color --no-color --device --threads --fail-under --config -h --help" ;;
         "memcalc") words="--preset --family --kind --layers --encoder-layers --width --heads --kv-heads --head-dim --ff --context --window --position --attention --head --mode --batch --sequence --source --scored --dtype --precision --gradients-fp32 --no-gradients-fp32 --optimizer --device --packed --no-packed --recompute --no-recompute --fused-attention --no-fused-attention --loss-chunk --lora-rank --lora-targets --quantize --zero --data-parallel --tensor-parallel --sequence-parallel --no-sequence-parallel --pipeline-parallel --implementation --method --rank --dropout --targets --train --last --virtual-tokens --bottleneck --base-dtype --double-quant --no-double-quant --json --no-json -q --quiet --no-quiet --color --no-color --vocab-size --stored --rule --fit --solve --tokens --flops --config -h --help" ;;
         "inspect") words="--json --no-json -q --quiet --no-quiet --color --no-color --diff --config -h --help" ;;
@@ -238,7 +264,7 @@ _llmctl() {
         return
     fi
     case "$command" in
-        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain finetune distill refresh lora-merge merge export prune quantize prompt generate chat serve fill-mask embed classify eval-ppl bench memcalc inspect attention verify plot completion" ;;
+        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain finetune distill refresh lora-merge merge export prune quantize prompt generate chat serve fill-mask embed classify eval-ppl eval-safety eval-bleu eval-chrf eval-ter eval-compare bench memcalc inspect attention verify plot completion" ;;
         "corpus") _llmctl_words "docs source summaries" ;;
         "train-tokenizer") _llmctl_files -f ;;
         "tokenize") _llmctl_files -f ;;
@@ -260,6 +286,11 @@ _llmctl() {
         "embed") _llmctl_files -f ;;
         "classify") _llmctl_files -f ;;
         "eval-ppl") _llmctl_files -f ;;
+        "eval-safety") _llmctl_files -f ;;
+        "eval-bleu") _llmctl_files -f ;;
+        "eval-chrf") _llmctl_files -f ;;
+        "eval-ter") _llmctl_files -f ;;
+        "eval-compare") _llmctl_files -f ;;
         "bench") _llmctl_files -f ;;
         "memcalc") _llmctl_files -f ;;
         "inspect") _llmctl_files -f ;;

@@ -37,6 +37,7 @@ MISSING = {
     "embed": ["missing", "-p", "a"],
     "classify": ["missing", "-p", "a"],
     "eval-ppl": ["missing", "missing.txt"],
+    "eval-safety": ["missing.jsonl"],
     "bench": ["missing"],
     "memcalc": ["missing"],
     "inspect": ["missing"],
