@@ -51,15 +51,14 @@ CONTRACTED = _contractions()
 EXPANDED = {short: long for long, short in CONTRACTED.items() if long != "can not"}
 
 
-def _finder(phrases: Iterable[str], after: str) -> "re.Pattern[str]":
+def _finder(phrases: Iterable[str]) -> "re.Pattern[str]":
     """The phrases as whole words, the longest first; spaces between words may be any."""
     longest = sorted(phrases, key=lambda phrase: (-len(phrase), phrase))
     either = "|".join(re.escape(phrase).replace(r"\ ", r"[ ]+").replace("'", "['\u2019]") for phrase in longest)
-    return re.compile(rf"(?<![\w'\u2019])(?:{either})(?![\w'\u2019]{after})", re.IGNORECASE)
+    return re.compile(rf"(?<![\w'\u2019])(?:{either})(?![\w'\u2019])", re.IGNORECASE)
 
 
-# A pair of words at the end of a sentence is not contracted: "Yes, it is." has no short form.
-_LONG, _SHORT = _finder(CONTRACTED, r"|\s*(?:[.,;:!?)]|$)"), _finder(EXPANDED, "")
+_LONG, _SHORT, _END = _finder(CONTRACTED), _finder(EXPANDED), re.compile(r"\s*(?:[.,;:!?)]|$)")
 
 
 def shifted(
@@ -142,7 +141,11 @@ def _mistyped(word: str, chance: random.Random) -> str:
 
 
 def _contract(text: str, chance: random.Random) -> str:
-    return _LONG.sub(lambda found: _cased(CONTRACTED, found[0]), text)
+    def contracted(found: "re.Match[str]") -> str:
+        bare = not found[0].lower().endswith("not") and _END.match(text, found.end())
+        return found[0] if bare else _cased(CONTRACTED, found[0])  # "Yes, it is." has no short form
+
+    return _LONG.sub(contracted, text)
 
 
 def _expand(text: str, chance: random.Random) -> str:
