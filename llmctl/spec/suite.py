@@ -72,12 +72,20 @@ class Entry:
     Attributes:
         weight: in the means.
         category: tasks of one category have a mean of their own; None: only that of all.
+
+    Raises:
+        UserError: records of stdin would be asked more than once.
     """
 
     task: Task
     aspects: Aspects
     weight: float = 1.0
     category: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.task.file == "-" and self.aspects.shift:
+            problem = "--shift asks the records again, but those of stdin are read once."
+            raise UserError(problem, "Write them to a file first.", Exit.USAGE)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from llmctl.core.benchmark.calibration import Calibration, calibration
-from llmctl.core.benchmark.figures import mean_stderr
-from llmctl.core.benchmark.outcome import Figure, Outcome, Sample
+from llmctl.core.benchmark.figures import Sums, figures, mean_stderr
+from llmctl.core.benchmark.outcome import Figure, Outcome
 from llmctl.core.benchmark.records import field_of
 from llmctl.core.benchmark.shift import shifted
 from llmctl.spec.benchmark import ANSWERS, CHOICES, REFERENCES, Task
@@ -90,20 +90,21 @@ def robustness(outcome: Outcome, aspects: Aspects, again: Again) -> Robustness:
     records = [sample.record for sample in outcome.samples]
     fields = aspects.shift_field or shifted_fields(outcome.task, records)
     outcomes, changed = [outcome], {}
-    figures: dict[Shift, Figure] = {}
+    each_shift: dict[Shift, Figure] = {}
     for shift in aspects.shift:
         made = list(shifted(records, shift, fields, outcome.task.seed))
         changed[shift] = sum(new != old for new, old in zip(made, records, strict=True)) / max(1, len(records))
         outcomes.append(again(made) if changed[shift] else outcome)
-        figures[shift] = outcomes[-1].figures[main]
-    figure = outcome.figures[main]
-    worse = min if figure.higher_is_better else max
-    if is_mean(outcome):
-        each = zip(*([sample.scores[main] for sample in one.samples] for one in outcomes), strict=True)
-        worst = mean_of([worse(scores) for scores in each], figure.higher_is_better)
-    else:
+        each_shift[shift] = outcomes[-1].figures[main]
+    better = outcome.figures[main].higher_is_better
+    worse = min if better else max
+    if main in outcome.together:
         worst = worse((one.figures[main] for one in outcomes), key=lambda one: one.value)
-    return Robustness(worst, figures, changed)
+    else:
+        each = zip(*([sample.scores[main] for sample in one.samples] for one in outcomes), strict=True)
+        values = np.array([worse(scores) for scores in each], np.float64)
+        worst = Figure(float(values.mean()), mean_stderr(values), better)
+    return Robustness(worst, each_shift, changed)
 
 
 def shifted_fields(task: Task, records: Iterable[dict[str, Any]]) -> tuple[str, ...]:
@@ -115,23 +116,31 @@ def shifted_fields(task: Task, records: Iterable[dict[str, Any]]) -> tuple[str, 
     return tuple(dict.fromkeys(name for record in records for name in record if name not in kept))
 
 
-def fairness(outcome: Outcome) -> Fairness:
-    """The main figure of each group, by the field that the task names.
+def fairness(outcome: Outcome, field: str) -> Fairness:
+    """The main figure of each group of records.
+
+    Args:
+        field: that says to which group a record belongs; dotted names look inside.
 
     Raises:
         UserError: a record without that field.
-        ValueError: the task names no group, or its main figure is not a mean over records.
     """
-    if outcome.task.group is None or not is_mean(outcome):
-        raise ValueError("no group, or no score of each record")
-    by: dict[str, list[float]] = {}
-    for sample in outcome.samples:
-        by.setdefault(str(field_of(sample.record, outcome.task.group)), []).append(sample.scores[outcome.main])
-    better = outcome.figures[outcome.main].higher_is_better
-    groups = {name: Group(len(scores), mean_of(scores, better)) for name, scores in sorted(by.items())}
+    by: dict[str, list[int]] = {}
+    for place, sample in enumerate(outcome.samples):
+        by.setdefault(str(field_of(sample.record, field)), []).append(place)
+    groups = {name: Group(len(places), figure_among(outcome, places)) for name, places in sorted(by.items())}
     values = {name: group.figure.value for name, group in groups.items()}
+    better = outcome.figures[outcome.main].higher_is_better
     worst = (min if better else max)(values, key=values.__getitem__)
     return Fairness(groups, worst, max(values.values()) - min(values.values()))
+
+
+def figure_among(outcome: Outcome, places: Sequence[int]) -> Figure:
+    """The main figure of some of the records, one at least."""
+    name = outcome.main
+    sums = outcome.together.get(name)
+    some = {} if sums is None else {name: Sums(sums.rows[list(places)], sums.ends)}
+    return figures((name,), [outcome.samples[place] for place in places], some, outcome.task.seed)[name]
 
 
 def calibrated(outcome: Outcome) -> Calibration | None:
@@ -147,24 +156,6 @@ def efficiency(outcome: Outcome) -> Efficiency:
     seconds = max(1e-9, outcome.seconds)
     tokens = outcome.read + outcome.written
     return Efficiency(seconds, seconds / max(1, len(outcome.samples)), tokens / seconds, outcome.read, outcome.written)
-
-
-def is_mean(outcome: Outcome) -> bool:
-    """Whether the main figure is the mean of scores that the records have each."""
-    name = outcome.main
-    if not outcome.samples or not all(name in sample.scores for sample in outcome.samples):
-        return False
-    return math.isclose(_mean(outcome.samples, name), outcome.figures[name].value, rel_tol=1e-9, abs_tol=1e-12)
-
-
-def mean_of(scores: Sequence[float], higher_is_better: bool) -> Figure:
-    """The mean of records' scores, one at least, with its standard error."""
-    values = np.array(scores, np.float64)
-    return Figure(float(values.mean()), mean_stderr(values), higher_is_better)
-
-
-def _mean(samples: Sequence[Sample], name: str) -> float:
-    return math.fsum(sample.scores[name] for sample in samples) / len(samples)
 
 
 def _is_distribution(chances: Sequence[float]) -> bool:

@@ -1,6 +1,6 @@
 """Calibration: whether a model is right as often as it is sure (ECE, Brier score), and right where it is surest."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -36,7 +36,7 @@ class Calibration:
     accuracy: float
 
 
-def calibration(chances: Sequence[Sequence[float]], right: Sequence[Collection[int]]) -> Calibration:
+def calibration(chances: Sequence[Sequence[float]], right: Sequence[Sequence[int]]) -> Calibration:
     """Calibration of predictions over choices. The likeliest choice is the prediction; of equal ones the first.
 
     Args:
@@ -94,18 +94,17 @@ def _width(confidence: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
 EDGES: dict[Binning, Callable[[NDArray[np.float64], int], NDArray[np.float64]]] = {"mass": _mass, "width": _width}
 
 
-def brier(chances: Sequence[Sequence[float]], right: Sequence[Collection[int]]) -> float:
+def brier(chances: Sequence[Sequence[float]], right: Sequence[Sequence[int]]) -> float:
     """Mean over N records of the squared distances of all choices' chances from 1 (the right one) or 0; 0 to 2.
 
-    Of several right choices the likeliest stands for all. Of two choices it is twice what scikit-learn gives, which
+    Of several right choices the first stands for all. Of two choices it is twice what scikit-learn gives, which
     looks at one of them.
 
     Source: Brier, "Verification of forecasts expressed in terms of probability", 1950, equation 2.
     """
     total = 0.0
     for row, known in zip(chances, right, strict=True):
-        target = max(known, key=row.__getitem__)
-        total += sum((chance - (number == target)) ** 2 for number, chance in enumerate(row))
+        total += sum((chance - (number == known[0])) ** 2 for number, chance in enumerate(row))
     return total / len(right)
 
 

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmctl.spec.benchmark import Kind, Task
+
+if TYPE_CHECKING:
+    from llmctl.core.benchmark.figures import Sums
 
 
 class Figure(NamedTuple):
@@ -72,6 +75,7 @@ class Outcome:
         records: in the file, asked or not.
         choices: the names of choices or labels that all records share; () where they do not.
         few: records that had fewer examples before them than wanted, for there are no more.
+        together: figures that are not means over the records, and what each record adds to them.
     """
 
     task: Task
@@ -84,6 +88,7 @@ class Outcome:
     records: int
     choices: tuple[str, ...] = ()
     few: int = 0
+    together: Mapping[str, "Sums"] = field(default_factory=dict)
 
     @property
     def cut(self) -> int:

@@ -12,8 +12,7 @@ from llmctl.core.benchmark.aspects import (
     calibrated,
     efficiency,
     fairness,
-    is_mean,
-    mean_of,
+    figure_among,
     robustness,
 )
 from llmctl.core.benchmark.calibration import Calibration
@@ -36,7 +35,7 @@ class Leaked:
         contaminated: records that share a run with the training text.
         share: of those judged.
         overlaps: of each record the share of its runs that were found; None: not judged.
-        clean: the main figure on the records that are not contaminated, None where it is not theirs one by one.
+        clean: the main figure on the records that are not contaminated, None where all are.
         words: of training text that was searched.
     """
 
@@ -137,8 +136,8 @@ def run_suite(suite: Suite, ask: Ask, told: Callable[[str], None] = lambda _: No
         told(entry.task.name)
         outcome = ask(entry.task, None)
         judged = Judged(entry, outcome, efficiency(outcome), calibrated(outcome))
-        if entry.task.group is not None and is_mean(outcome):
-            judged.fairness = fairness(outcome)
+        if entry.task.group is not None:
+            judged.fairness = fairness(outcome, entry.task.group)
         if entry.aspects.shift:
             judged.robustness = robustness(outcome, entry.aspects, lambda made, task=entry.task: ask(task, made))
         result.judged.append(judged)
@@ -174,11 +173,9 @@ def _search(judged: Sequence[Judged], train: Sequence[str], n: int) -> None:
         overlaps = found.overlaps[start : start + len(samples)]
         start += len(samples)
         part = Contamination(n, overlaps, found.words, found.documents)
-        name, clean = one.outcome.main, None
-        if is_mean(one.outcome):
-            scores = [s.scores[name] for s, dirty in zip(samples, part.contaminated, strict=True) if not dirty]
-            clean = mean_of(scores, one.main.higher_is_better) if scores else None
-        one.contamination = Leaked(n, part.judged, sum(part.contaminated), part.share, overlaps, clean, found.words)
+        clean = [place for place, dirty in enumerate(part.contaminated) if not dirty]
+        figure = figure_among(one.outcome, clean) if clean else None
+        one.contamination = Leaked(n, part.judged, sum(part.contaminated), part.share, overlaps, figure, found.words)
 
 
 def about(result: Result) -> dict[str, Any]:

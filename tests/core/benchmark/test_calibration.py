@@ -51,7 +51,7 @@ def test_selective_accuracy_is_that_of_the_surest_tenth():
     assert abs(found.coverage_area - auc(shares, curve) / (shares[-1] - shares[0])) < 0.05  # a sum against a trapeze
 
 
-def test_of_several_right_choices_either_will_do():
-    found = calibration([[0.2, 0.5, 0.3], [0.6, 0.2, 0.2]], [(1, 2), (2,)])
+def test_of_several_right_choices_either_will_do_and_the_brier_score_looks_at_the_first():
+    found = calibration([[0.2, 0.5, 0.3], [0.6, 0.2, 0.2]], [(2, 1), (2,)])
     assert found.accuracy == 0.5
-    assert found.brier == pytest.approx(((0.04 + 0.25 + 0.09) + (0.36 + 0.04 + 0.64)) / 2)
+    assert found.brier == pytest.approx(((0.04 + 0.25 + 0.49) + (0.36 + 0.04 + 0.64)) / 2)
