@@ -27,6 +27,7 @@ from llmctl.commands.eval_bleu import eval_bleu
 from llmctl.commands.eval_chrf import eval_chrf
 from llmctl.commands.eval_compare import eval_compare
 from llmctl.commands.eval_ppl import eval_ppl
+from llmctl.commands.eval_rouge import eval_rouge
 from llmctl.commands.eval_safety import eval_safety
 from llmctl.commands.eval_ter import eval_ter
 from llmctl.commands.export import export
@@ -74,6 +75,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "classify": classify,
     "eval-ppl": eval_ppl,
     "eval-safety": eval_safety,
+    "eval-rouge": eval_rouge,
     "eval-bleu": eval_bleu,
     "eval-chrf": eval_chrf,
     "eval-ter": eval_ter,
