@@ -6,7 +6,7 @@ from llmctl.errors import Exit, UserError
 from llmctl.spec.model import Kind, ModelConfig
 from llmctl.spec.sample import KV_BITS, KvDtype
 
-Task = Literal["generate", "chat", "eval-ppl", "fill-mask", "embed", "classify"]
+Task = Literal["generate", "chat", "eval-ppl", "fill-mask", "embed", "classify", "eval-memorization"]
 
 # What each kind of model is asked, by the commands that suit it.
 _HINTS: dict[Kind, str] = {
@@ -21,6 +21,7 @@ _KINDS: dict[Task, tuple[Kind, ...]] = {
     "fill-mask": ("encoder",),
     "embed": ("decoder", "encoder", "encoder-decoder"),
     "classify": ("decoder", "encoder", "encoder-decoder"),
+    "eval-memorization": ("decoder",),
 }
 _WHY: dict[tuple[Task, Kind], str] = {
     ("generate", "encoder"): "which reads whole texts and does not write any",
@@ -28,6 +29,8 @@ _WHY: dict[tuple[Task, Kind], str] = {
     ("chat", "encoder-decoder"): "which answers a text and not a conversation",
     ("eval-ppl", "encoder"): "which sees the tokens that it would have to foretell",
     ("eval-ppl", "encoder-decoder"): "which scores an answer to a text, not a text",
+    ("eval-memorization", "encoder"): "which reads whole texts and does not go on with them",
+    ("eval-memorization", "encoder-decoder"): "which answers a text and does not go on with it",
     ("fill-mask", "decoder"): "which knows no mask",
     ("fill-mask", "encoder-decoder"): "which writes what is missing",
 }
@@ -51,7 +54,7 @@ def suited(task: Task, config: ModelConfig, name: object) -> None:
             hint,
             Exit.MISMATCH,
         )
-    if task in ("generate", "chat", "eval-ppl", "fill-mask") and not config.lm_head:
+    if task not in ("embed", "classify") and not config.lm_head:
         raise UserError(f"{name} has no head that scores tokens; {has(config)}.", _other(config), Exit.MISMATCH)
     if task == "classify" and config.classifier == "none":
         raise UserError(f"{name} has no head that scores labels; {has(config)}.", _other(config), Exit.MISMATCH)
