@@ -91,7 +91,7 @@ def _scored(sample: Sample, choices: Sequence[str], scored: Sequence[Scored], na
         "brier_score": float(((chances - truth) ** 2).sum()),
     }
     sample.said, sample.chances = choices[best], tuple(chances.tolist())
-    sample.scores = {name: scores[name] for name in names if name in scores}
+    sample.scores = {name: scores[name] for name in ("acc", *names) if name in scores}
     sample.replies = tuple((-one.nll, one.greedy) for one in scored[: len(choices)])
     return sample
 

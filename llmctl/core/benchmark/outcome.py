@@ -65,8 +65,8 @@ class Outcome:
     """What became of a task.
 
     Attributes:
-        task: as it was asked for.
-        kind: what it is, where the task says auto.
+        task: as it was asked for, its kind settled.
+        kind: what it is.
         figures: by name, the main one first.
         samples: of each record, in the order of the file.
         seconds: for asking it all, the loading of the model left out.

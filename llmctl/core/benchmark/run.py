@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from llmctl.core.benchmark.choose import choose
 from llmctl.core.benchmark.figures import Answered, figures
+from llmctl.core.benchmark.label import classify, tag
 from llmctl.core.benchmark.outcome import Outcome
 from llmctl.core.benchmark.records import Record, Records, kind_of, read_records
 from llmctl.core.benchmark.subject import Subject, Told
+from llmctl.core.benchmark.write import write
 from llmctl.errors import UserError
 from llmctl.spec.benchmark import USUAL, Kind, Task
 
@@ -33,6 +36,7 @@ def run(subject: Subject, task: Task, records: Sequence[Record] | None = None, t
     asked = Records(list(whole.records[:count] if records is None else records), whole.places[:count])
     own = whole if task.examples is None or not task.shots else read_records(task.examples)
     kind = kind_of(task, whole[0])
+    task = replace(task, kind=kind)
     names = task.metrics or USUAL[kind]
     read, written, began = subject.read, subject.written, time.perf_counter()
     answered = asker(subject, kind)(subject, task, names, asked, own, told or (lambda done: None))
@@ -52,12 +56,15 @@ def run(subject: Subject, task: Task, records: Sequence[Record] | None = None, t
         len(whole),
         answered.choices,
         answered.few,
+        answered.together,
     )
 
 
 def asker(subject: Subject, kind: Kind) -> Ask:
-    """What puts a task of a kind to a model: labels are asked of its head, or where it has none, as choices."""
+    """What puts a task of a kind to a model: a label is asked of its head, or where it has none, as a choice."""
+    if kind == "classify" and subject.config.classifier == "none":
+        return choose
     return ASK[kind]
 
 
-ASK: dict[Kind, Ask] = {"choice": choose}
+ASK: dict[Kind, Ask] = {"choice": choose, "generate": write, "classify": classify, "tag": tag}

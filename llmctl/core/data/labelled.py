@@ -66,7 +66,7 @@ def labels_in(
             raise UserError(f"{where} {error}.", hint, Exit.MISMATCH) from error
     if not values:
         raise UserError("There are no records, so no labels.")
-    fixed = None if known is None or not known.labels else _known(known, task)
+    fixed = None if known is None or not known.labels else labels_of(known, task)
     if fixed is not None and problem not in (None, fixed.problem):
         raise UserError(f"The model's head is for {fixed.problem}, not {problem}.", "Use a model without it.")
     if task == "tag":
@@ -117,7 +117,7 @@ class Labeller:
     def __init__(
         self, tokenizer: Tokenizer, config: ModelConfig, limit: int | None = None, truncate: Truncate = "error"
     ):
-        self.labels = _known(config, "tag" if config.classifier == "token" else "classify")
+        self.labels = labels_of(config, "tag" if config.classifier == "token" else "classify")
         self.config, self.limit = config, limit
         self.encoder = Encoder(tokenizer, config)
         self.cutter = None
@@ -149,10 +149,7 @@ class Labeller:
         for one in (name, PAIR):
             if not isinstance(record.get(one, None if one == name else ""), str):
                 return _Wrong(f"has no string {one!r}")
-        try:
-            number = _number(_value(record, "classify"), self.labels)
-        except ValueError as error:
-            return _Wrong(str(error))
+        number = target_of(record, self.labels)
         if isinstance(number, str):
             return _Wrong(number)
         return _Text((record[name], record[PAIR]) if PAIR in record else record[name], number)
@@ -166,7 +163,7 @@ class Labeller:
         types = kinds if self.config.token_types > 1 and kinds.any() else None
         label, lost = text.label, 0
         if text.ends is not None:
-            label = _first_tokens(encoding, text.ends, text.label)
+            label = first_tokens(encoding, text.ends, text.label)
             lost = len(text.ends) - int((label != IGNORE).sum())
         return Labelled(Example(ids, np.zeros(len(ids), bool), None, label, types), length, lost)
 
@@ -201,7 +198,7 @@ def _words(record: Record, labels: Labels) -> _Text | _Wrong:
     return _Text(" ".join(words), numbers, ends)
 
 
-def _first_tokens(encoding: tokenizers.Encoding, ends: list[int], tags: np.ndarray) -> np.ndarray:
+def first_tokens(encoding: tokenizers.Encoding, ends: list[int], tags: np.ndarray) -> np.ndarray:
     """(N,) int64: the tag of each word at the first token that stands for it, IGNORE elsewhere.
 
     A token stands for the word that it begins in, or that follows the space it begins with: byte-level tokens and
@@ -287,8 +284,20 @@ def _quantity_names(values: list[Any]) -> tuple[str, ...]:
     return tuple(f"{QUANTITY}_{i}" for i in range(count)) if count else (QUANTITY,)
 
 
-def _known(config: ModelConfig, task: Labelling) -> Labels:
-    """Those of a model's head. A single score, as rankers have it, is a quantity, as transformers trains it."""
+def target_of(record: Record, labels: Labels) -> Label | str:
+    """What the label of a text is as a target (see `Example.label`), or why it is none."""
+    try:
+        return _number(_value(record, "classify"), labels)
+    except ValueError as error:
+        return str(error)
+
+
+def labels_of(config: ModelConfig, task: Labelling) -> Labels:
+    """The labels of a model's head. A single score, as rankers have it, is a quantity, as transformers trains it.
+
+    Raises:
+        UserError: the model has no such head.
+    """
     if config.classifier != ("token" if task == "tag" else "sequence"):
         raise UserError(f"The model has no head for the task {task}.", code=Exit.MISMATCH)
     alone = task == "classify" and len(config.labels) == 1 and config.problem == "single_label"
