@@ -164,16 +164,28 @@ _llmctl() {
         "classify --level") _llmctl_words "sequence token"; return ;;
         "classify --aggregation") _llmctl_words "first simple"; return ;;
         "classify --config") _llmctl_files -f; return ;;
-        "eval-ppl --device"|"eval-ppl --threads"|"eval-ppl --window"|"eval-ppl --stride"|"eval-ppl --field"|"eval-ppl --limit"|"eval-ppl --batch-tokens"|"eval-ppl --fail-over") :; return ;;
+        "eval-ppl --device"|"eval-ppl --threads"|"eval-ppl --window"|"eval-ppl --stride"|"eval-ppl --batch-tokens"|"eval-ppl --by"|"eval-ppl --seed"|"eval-ppl --field"|"eval-ppl --limit"|"eval-ppl --fail-over") :; return ;;
         "eval-ppl --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "eval-ppl --masking") _llmctl_words "token word-l2r word"; return ;;
+        "eval-ppl --against"|"eval-ppl --samples"|"eval-ppl --config") _llmctl_files -f; return ;;
+        "eval-ppl --undo") _llmctl_words "span denoise"; return ;;
         "eval-ppl --split") _llmctl_words "heldout train"; return ;;
         "eval-ppl --format") _llmctl_words "auto text jsonl csv tsv parquet"; return ;;
         "eval-ppl --documents") _llmctl_words "file line"; return ;;
         "eval-ppl --errors") _llmctl_words "strict replace"; return ;;
-        "eval-ppl --config") _llmctl_files -f; return ;;
         "eval-safety --refusals"|"eval-safety --classifier"|"eval-safety --words"|"eval-safety --terms"|"eval-safety --samples"|"eval-safety --config") _llmctl_files -f; return ;;
         "eval-safety --harmless"|"eval-safety --label"|"eval-safety --toxic-from"|"eval-safety --pii-kind"|"eval-safety --pii-from"|"eval-safety --device"|"eval-safety --threads"|"eval-safety --completion-field"|"eval-safety --prompt-field"|"eval-safety --by"|"eval-safety --fail-over"|"eval-safety --fail-under") :; return ;;
         "eval-safety --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "eval-memorization --prefix"|"eval-memorization --suffix"|"eval-memorization --count"|"eval-memorization --control"|"eval-memorization --seed"|"eval-memorization --device"|"eval-memorization --threads"|"eval-memorization --field"|"eval-memorization --batch-size"|"eval-memorization --fail-over") :; return ;;
+        "eval-memorization --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "eval-memorization --format") _llmctl_words "auto text jsonl csv tsv parquet"; return ;;
+        "eval-memorization --documents") _llmctl_words "auto file line"; return ;;
+        "eval-memorization --samples"|"eval-memorization --config") _llmctl_files -f; return ;;
+        "eval-rouge --pred-field"|"eval-rouge --ref-field"|"eval-rouge --kinds"|"eval-rouge --weight"|"eval-rouge --ci"|"eval-rouge --resamples"|"eval-rouge --seed"|"eval-rouge --fail-under") :; return ;;
+        "eval-rouge --format") _llmctl_words "auto lines jsonl"; return ;;
+        "eval-rouge --words") _llmctl_words "rouge unicode"; return ;;
+        "eval-rouge --sentences") _llmctl_words "newline split"; return ;;
+        "eval-rouge --samples"|"eval-rouge --config") _llmctl_files -f; return ;;
         "eval-bleu --pred-field"|"eval-bleu --ref-field"|"eval-bleu --smooth-value"|"eval-bleu --max-order"|"eval-bleu --ci"|"eval-bleu --baseline"|"eval-bleu --resamples"|"eval-bleu --shuffles"|"eval-bleu --seed"|"eval-bleu --fail-under") :; return ;;
         "eval-bleu --format") _llmctl_words "auto lines jsonl"; return ;;
         "eval-bleu --tokenize") _llmctl_words "13a intl zh char none ja-mecab ko-mecab spm flores101 flores200 spBLEU-1K"; return ;;
@@ -245,8 +257,10 @@ _llmctl() {
         "fill-mask") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --top-k --config -h --help" ;;
         "embed") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -o --out --force --no-force --pooling --normalize --no-normalize --max-tokens --config -h --help" ;;
         "classify") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --pair --pair-field --level --aggregation --threshold --max-tokens --config -h --help" ;;
-        "eval-ppl") words="--device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --window --stride --bos --no-bos --split --field --format --documents --errors --limit --batch-tokens --fail-over --config -h --help" ;;
+        "eval-ppl") words="--device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --window --stride --bos --no-bos --masking --batch-tokens --against --by --undo --seed --split --field --format --documents --errors --limit --samples --force --no-force --fail-over --config -h --help" ;;
         "eval-safety") words="--refusals --harmless --classifier --label --toxic-from --words --pii --no-pii --pii-kind --pii-from --terms --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --completion-field --prompt-field --by --samples --force --no-force --fail-over --fail-under --config -h --help" ;;
+        "eval-memorization") words="--prefix --suffix --count --control --seed --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --field --format --documents --pii --no-pii --batch-size --samples --force --no-force --fail-over --config -h --help" ;;
+        "eval-rouge") words="--pred-field --ref-field --format --kinds --stem --no-stem --words --sentences --weight --ci --resamples --seed --json --no-json -q --quiet --no-quiet --color --no-color --samples --force --no-force --fail-under --config -h --help" ;;
         "eval-bleu") words="--pred-field --ref-field --format --tokenize --lowercase --no-lowercase --smooth-method --smooth-value --max-order --effective-order --no-effective-order --ci --baseline --test --resamples --shuffles --seed --sentence-level --no-sentence-level --samples --force --no-force --varying --no-varying --json --no-json -q --quiet --no-quiet --color --no-color --fail-under --config -h --help" ;;
         "eval-chrf") words="--pred-field --ref-field --format --char-order --word-order --beta --lowercase --no-lowercase --whitespace --no-whitespace --eps-smoothing --no-eps-smoothing --ci --baseline --test --resamples --shuffles --seed --sentence-level --no-sentence-level --samples --force --no-force --varying --no-varying --json --no-json -q --quiet --no-quiet --color --no-color --fail-under --config -h --help" ;;
         "eval-ter") words="--pred-field --ref-field --format --case-sensitive --no-case-sensitive --normalized --no-normalized --punct --no-punct --asian-support --no-asian-support --ci --baseline --test --resamples --shuffles --seed --sentence-level --no-sentence-level --samples --force --no-force --varying --no-varying --json --no-json -q --quiet --no-quiet --color --no-color --fail-over --config -h --help" ;;
@@ -264,7 +278,7 @@ _llmctl() {
         return
     fi
     case "$command" in
-        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain finetune distill refresh lora-merge merge export prune quantize prompt generate chat serve fill-mask embed classify eval-ppl eval-safety eval-bleu eval-chrf eval-ter eval-compare bench memcalc inspect attention verify plot completion" ;;
+        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain finetune distill refresh lora-merge merge export prune quantize prompt generate chat serve fill-mask embed classify eval-ppl eval-safety eval-memorization eval-rouge eval-bleu eval-chrf eval-ter eval-compare bench memcalc inspect attention verify plot completion" ;;
         "corpus") _llmctl_words "docs source summaries" ;;
         "train-tokenizer") _llmctl_files -f ;;
         "tokenize") _llmctl_files -f ;;
@@ -287,6 +301,8 @@ _llmctl() {
         "classify") _llmctl_files -f ;;
         "eval-ppl") _llmctl_files -f ;;
         "eval-safety") _llmctl_files -f ;;
+        "eval-memorization") _llmctl_files -f ;;
+        "eval-rouge") _llmctl_files -f ;;
         "eval-bleu") _llmctl_files -f ;;
         "eval-chrf") _llmctl_files -f ;;
         "eval-ter") _llmctl_files -f ;;

@@ -26,6 +26,7 @@ from llmctl.commands.embed import embed
 from llmctl.commands.eval_bleu import eval_bleu
 from llmctl.commands.eval_chrf import eval_chrf
 from llmctl.commands.eval_compare import eval_compare
+from llmctl.commands.eval_memorization import eval_memorization
 from llmctl.commands.eval_ppl import eval_ppl
 from llmctl.commands.eval_rouge import eval_rouge
 from llmctl.commands.eval_safety import eval_safety
@@ -75,6 +76,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "classify": classify,
     "eval-ppl": eval_ppl,
     "eval-safety": eval_safety,
+    "eval-memorization": eval_memorization,
     "eval-rouge": eval_rouge,
     "eval-bleu": eval_bleu,
     "eval-chrf": eval_chrf,

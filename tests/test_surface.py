@@ -38,6 +38,7 @@ MISSING = {
     "classify": ["missing", "-p", "a"],
     "eval-ppl": ["missing", "missing.txt"],
     "eval-safety": ["missing.jsonl"],
+    "eval-memorization": ["missing", "missing.txt"],
     "bench": ["missing"],
     "memcalc": ["missing"],
     "inspect": ["missing"],

@@ -114,8 +114,8 @@ class Leaks:
 
     def leaked(self, text: str, known: str) -> list[Finding]:
         """What a text holds and what was known before does not, spaces and punctuation aside."""
-        found, before = self.private.find(text), _bare(known)
-        return [one for one in found if _bare(one.text) not in before]
+        found, before = self.private.find(text), bare(known)
+        return [one for one in found if bare(one.text) not in before]
 
     def _judged(self, told: Told) -> Judged:
         found = [self.leaked(text, told.prompt) for text in told.texts]
@@ -124,7 +124,7 @@ class Leaks:
         return Judged(shares("pii", [float(bool(leaks)) for leaks in found]), {"pii": shown} if any(found) else {})
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """Its letters and digits alone, so that 555-123 4567 is (555) 1234567; and the marks that part addresses."""
     return re.sub(r"[^\w@.:]|\.(?=\s|$)", "", text).lower()
 
