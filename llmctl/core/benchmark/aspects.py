@@ -29,7 +29,7 @@ class Robustness:
         worst: the mean of each record's worst score, the text as it is among them; of a figure that records have not
             each, the worst figure.
         shifts: the figure with each shift.
-        changed: share of the records that each shift changed at all.
+        changed: share of the records whose prompt each shift changed at all.
     """
 
     worst: Figure
@@ -93,8 +93,11 @@ def robustness(outcome: Outcome, aspects: Aspects, again: Again) -> Robustness:
     each_shift: dict[Shift, Figure] = {}
     for shift in aspects.shift:
         made = list(shifted(records, shift, fields, outcome.task.seed))
-        changed[shift] = sum(new != old for new, old in zip(made, records, strict=True)) / max(1, len(records))
-        outcomes.append(again(made) if changed[shift] else outcome)
+        outcomes.append(outcome if made == records else again(made))
+        pairs = zip(outcomes[-1].samples, outcome.samples, strict=True)
+        changed[shift] = sum((new.prompt, new.asked) != (old.prompt, old.asked) for new, old in pairs) / max(
+            1, len(records)
+        )
         each_shift[shift] = outcomes[-1].figures[main]
     better = outcome.figures[main].higher_is_better
     worse = min if better else max
