@@ -1,8 +1,11 @@
-"""eval-ppl: how surprised a model is by text."""
+"""eval-ppl: how surprised models are by texts."""
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from math import isfinite
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -10,10 +13,16 @@ from llmctl import __version__
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, expand, model_path
 from llmctl.spec.data import Errors, Format, Reading
-from llmctl.spec.model import ModelConfig
+from llmctl.spec.limits import check_limits, parse_limits
+from llmctl.spec.scoring import Scoring, Undone
 from llmctl.spec.tasks import suited
 
-WIDEST = 4096  # tokens of the default window, where the context is longer
+if TYPE_CHECKING:
+    from llmctl.console import Console
+    from llmctl.core.metrics.perplexity import Measured, Perplexity
+    from llmctl.core.metrics.survey import Place, Survey
+
+COLUMNS = ("perplexity", "bits_per_byte", "bits_per_token", "tokens", "documents")
 
 
 @expand
@@ -25,102 +34,143 @@ def eval_ppl(
     ],
     compute: Compute,
     shown: Shown,
-    window: Annotated[int | None, "Tokens seen at once; default: the model's context, 4096 at most."] = None,
-    stride: Annotated[int | None, "Tokens by which the window moves on; default: half of it."] = None,
-    bos: Annotated[
-        bool, "Begin documents after the beginning-of-text token; --no-bos: their first is unscored."
-    ] = True,
+    scoring: Scoring,
+    against: Annotated[tuple[Path, ...], "A further checkpoint to score the same texts with; repeatable."] = (),
+    by: Annotated[str | None, "Also a row for each value of this field of the records, their domain."] = None,
+    undo: Annotated[Undone | None, "Encoder-decoders: the noise to undo; default: span with sentinels."] = None,
+    seed: Annotated[int, "Of that noise."] = 0,
     split: Annotated[Literal["heldout", "train"], "Split of a directory of tokens."] = "heldout",
     field: Annotated[str, "Field or column that holds the text, in JSON lines, CSV and parquet."] = "text",
     format: Annotated[Format, "Format of the files; auto looks at name and content."] = "auto",
     documents: Annotated[Literal["file", "line"], "Plain text: a document each file, or each line."] = "file",
     errors: Annotated[Errors, "Bytes that are not UTF-8: stop there, or put U+FFFD in their place."] = "strict",
-    limit: Annotated[int | None, "Score no more than so many documents."] = None,
-    batch_tokens: Annotated[int, "Tokens in one pass of the model; decides speed and memory."] = 8192,
-    fail_over: Annotated[float | None, "End with exit code 6 if the perplexity is above this."] = None,
+    limit: Annotated[int | None, "Score no more than so many documents of each text."] = None,
+    samples: Annotated[Path | None, "Also write each document's figures, a JSON line each, to this file."] = None,
+    force: Annotated[bool, "Replace the file of --samples that is there."] = False,
+    fail_over: Annotated[
+        tuple[str, ...], "End with exit code 6 if a figure is above a number: bits_per_byte=1.2; repeatable."
+    ] = (),
 ) -> None:
-    """Report a model's perplexity on text.
+    """Report the perplexity of models on texts.
 
     Each document is scored on its own, in overlapping windows: every token once, after at least window - stride
     tokens where there are so many. A document begins after the beginning-of-text token, or if there is none, the
-    end-of-text token. Bits per byte compare models of different tokenizers. The arithmetic is in the
-    checkpoint's own dtype unless --dtype says otherwise.
+    end-of-text token. Bits per byte and perplexity by word compare models of different tokenizers.
+
+    An encoder gives pseudo-perplexity: each token is masked by itself, and foretold from both sides. An
+    encoder-decoder undoes the noise of its training (T5's spans, or BART's), which is the same in every run; that is
+    no likelihood of the text, and there are no bits per byte.
+
+    Several texts give a row each, and the sums of all; several models (--against) give them all for each. The
+    arithmetic is in the checkpoint's own dtype unless --dtype says otherwise.
     """
+    over = parse_limits("--fail-over", fail_over, "perplexity", (*COLUMNS[:3], "nll_per_token", "word_perplexity"))
+    wrong = {
+        "--samples is of one model; name them one at a time": samples is not None and bool(against),
+        "- is read once, but there are several models": "-" in texts and bool(against),
+        "- stands for stdin, which is read once": texts.count("-") > 1,
+        f"--seed is {seed}, wanted 0 or more": seed < 0,
+    }
+    if any(wrong.values()):
+        raise UserError("; ".join(text for text, found in wrong.items() if found) + ".", code=Exit.USAGE)
     reading = Reading(field=field, format=format, documents=documents, errors=errors, limit=limit)
-    path = model_path(model)
+    paths = [model_path(one) for one in (model, *against)]
     from llmctl.spec.families import read_config
     from llmctl.spec.peft import within
 
-    config = within(path, read_config(path))
-    suited("eval-ppl", config, path)
-    window = min(config.context, WIDEST) if window is None else window
-    stride = max(1, window // 2) if stride is None else stride
-    _check(config, window, stride, batch_tokens)
+    for path in paths:
+        config = within(path, read_config(path))
+        suited("eval-ppl", config, path)
+        scoring.sizes(config)
 
     from llmctl.console import Console
     from llmctl.core.checkpoint.directory import Checkpoint
-    from llmctl.core.decode.prompt import start_id
     from llmctl.core.device import DTYPES, pick
+    from llmctl.core.metrics.methods import framing_for, method_for
     from llmctl.core.metrics.passages import passages
-    from llmctl.core.metrics.perplexity import Perplexity, perplexity
+    from llmctl.core.metrics.perplexity import Perplexity
+    from llmctl.core.metrics.survey import Survey, survey
+    from llmctl.spec.files import write_file
 
-    console, checkpoint = Console(shown), Checkpoint.open(path)
-    tokenizer = checkpoint.tokenizer()
-    start = start_id(tokenizer, config) if bos else None
-    found = passages(texts, reading, split, tokenizer, start)
-    place = pick(compute.device, compute.dtype, compute.threads)
-    loaded = checkpoint.model(place.device, DTYPES.get(compute.dtype))
-    result, began = Perplexity(), time.perf_counter()
-    with console.progress(None, "tokens", "scoring") as progress:
-        progress.update(0)
-        for result in perplexity(loaded, found, window, stride, batch_tokens):
-            progress.update(result.tokens, perplexity=result.perplexity)
-    seconds = time.perf_counter() - began
-    if not result.tokens:
-        raise UserError("There is no text to score.", "The input is empty, or its documents have one token each.")
-    signature = {
-        "tokenizer": tokenizer.sha256[:12],
-        "documents": result.documents,
-        "window": window,
-        "stride": min(stride, window - 1),
-        "start": "none" if start is None else start,
-        "end": "unscored",
-        "dtype": str(next(loaded.parameters()).dtype).removeprefix("torch."),
-        "version": f"llmctl-{__version__}",
-    }
-    report = {
-        "perplexity": result.perplexity,
-        "nll_per_token": result.nll_per_token,
-        "bits_per_token": result.bits_per_token,
-        "bits_per_byte": result.bits_per_byte,
-        "tokens": result.tokens,
-        "bytes": result.bytes,
-        "documents": result.documents,
-        "seconds": seconds,
-        "signature": "|".join(f"{name}:{value}" for name, value in signature.items()),
-    }
-    rows = [(name.replace("_", " "), value) for name, value in report.items()]
-    console.report(report, None if shown.json else console.table(str(path), ("", ""), rows))
-    if fail_over is not None and not result.perplexity <= fail_over:
-        raise UserError(
-            f"The perplexity is {result.perplexity:.6g}, above --fail-over {fail_over:g}.", code=Exit.THRESHOLD
-        )
+    console, place = Console(shown), pick(compute.device, compute.dtype, compute.threads)
+    reports = []
+    with ExitStack() as stack:
+        file = None if samples is None else stack.enter_context(write_file(samples, force))
+        for path in paths:
+            checkpoint = Checkpoint.open(path)
+            tokenizer = checkpoint.tokenizer()
+            loaded = checkpoint.model(place.device, DTYPES.get(compute.dtype))
+            framing = framing_for(tokenizer, loaded.config, scoring)
+            method = method_for(loaded, tokenizer, scoring, undo, seed)
+            found = [passages(text, reading, split, framing) for text in texts]
+            result = Survey([Perplexity() for _ in texts])
+            began = time.perf_counter()
+            with console.progress(None, "tokens", "scoring") as progress:
+                progress.update(0)
+                for step, done in survey(method, found, result, by, scoring.batch_tokens):
+                    progress.update(step.tokens, perplexity=Perplexity(step.nll, step.tokens).perplexity)
+                    if file is not None:
+                        file.writelines(_samples(done, texts, method.whole))
+            if not result.total.tokens:
+                raise UserError(
+                    "There is no text to score.", "The input is empty, or its documents have one token each."
+                )
+            signature = {
+                "tokenizer": tokenizer.sha256[:12],
+                "documents": result.total.documents,
+                **method.signature,
+                **({"start": framing.start if framing.start is not None else "none", "end": "unscored"}
+                   if loaded.config.kind == "decoder" else {}),
+                "dtype": str(next(loaded.parameters()).dtype).removeprefix("torch."),
+                "version": f"llmctl-{__version__}",
+            }  # fmt: skip
+            reports.append(_report(path, texts, result, method.whole, signature, time.perf_counter() - began))
+    report = reports[0] | ({"models": reports} if len(reports) > 1 else {})
+    console.report(report, None if shown.json else _table(console, paths, texts, reports))
+    check_limits({name: report[name] for name in over if report[name] is not None}, over=over)
 
 
-def _check(config: ModelConfig, window: int, stride: int, batch_tokens: int) -> None:
-    """Refuses sizes that do not fit each other or the model."""
-    wrong = [
-        text
-        for text, found in (
-            (f"--window is {window}, wanted 2 or more", window < 2),
-            (f"--stride is {stride}, wanted from 1 to --window ({window})", not 1 <= stride <= max(1, window)),
-            (f"--batch-tokens is {batch_tokens}, wanted 1 or more", batch_tokens < 1),
-            (
-                f"--window is {window}, but the model's learned positions end at {config.context}",
-                config.position == "learned" and window > config.context,
-            ),
-        )
-        if found
-    ]
-    if wrong:
-        raise UserError("; ".join(wrong) + ".", code=Exit.USAGE)
+def _report(
+    path: Path, texts: tuple[str, ...], result: "Survey", whole: bool, signature: dict[str, object], seconds: float
+) -> dict[str, Any]:
+    """What is said of one model."""
+    report = {"model": str(path)} | _figures(result.total, whole)
+    if len(texts) > 1:
+        report["texts"] = [{"text": text} | _figures(one, whole) for text, one in zip(texts, result.texts, strict=True)]
+    if result.domains:
+        report["domains"] = {name: _figures(one, whole) for name, one in result.domains.items()}
+    signed = "|".join(f"{name}:{value}" for name, value in signature.items())
+    return report | {"seconds": seconds, "signature": signed}
+
+
+def _figures(sum_: "Perplexity", whole: bool) -> dict[str, Any]:
+    """The figures of a sum; None for those that would mean nothing."""
+    return sum_.figures(whole) | ({} if whole else {"bits_per_byte": None})
+
+
+def _samples(done: "list[tuple[Place, Measured]]", texts: tuple[str, ...], whole: bool) -> Iterator[bytes]:
+    """A JSON line for each document that had a token to score."""
+    import json
+
+    for place, one in done:
+        if one.sum.tokens:
+            scores = {"nll": one.sum.nll} | one.sum.figures(whole)
+            scores = {name: value for name, value in scores.items() if name != "documents" and isfinite(value)}
+            record = {"doc_id": one.number, "text": texts[place.text], "source": one.passage.source}
+            domain = {} if place.domain is None else {"domain": place.domain}
+            line = json.dumps(record | domain | {"scores": scores}, ensure_ascii=False)
+            yield line.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _table(console: "Console", paths: list[Path], texts: tuple[str, ...], reports: list[dict[str, Any]]) -> object:
+    """A row for each model, text and domain; of one model and one text, a row for each figure."""
+    if len(reports) == 1 and "texts" not in reports[0] and "domains" not in reports[0]:
+        rows = [(name.replace("_", " "), value) for name, value in reports[0].items() if value is not None]
+        return console.table("", ("", ""), rows)
+    rows = []
+    for path, report in zip(paths, reports, strict=True):
+        parts = [(one["text"], one) for one in report.get("texts", [])] + list(report.get("domains", {}).items())
+        for name, figures in [*parts, ("all" if parts else texts[0], report)]:
+            rows.append((*((path,) if len(reports) > 1 else ()), name, *(figures[column] for column in COLUMNS)))
+    heads = (*(("model",) if len(reports) > 1 else ()), "text", *(column.replace("_", " ") for column in COLUMNS))
+    return console.table("" if len(reports) > 1 else str(paths[0]), heads, rows)

@@ -6,18 +6,20 @@ from llmctl.errors import Exit, UserError
 from llmctl.spec.model import Kind, ModelConfig
 from llmctl.spec.sample import KV_BITS, KvDtype
 
-Task = Literal["generate", "chat", "eval-ppl", "fill-mask", "embed", "classify", "eval-memorization"]
+Task = Literal["generate", "chat", "eval-ppl", "likelihood", "fill-mask", "embed", "classify", "eval-memorization"]
 
 # What each kind of model is asked, by the commands that suit it.
 _HINTS: dict[Kind, str] = {
     "decoder": "llmctl generate continues texts with it, llmctl eval-ppl scores them, llmctl embed makes vectors.",
-    "encoder": "llmctl fill-mask fills in words, llmctl embed makes vectors, llmctl classify gives labels.",
+    "encoder": "llmctl fill-mask fills in words, llmctl eval-ppl scores texts, llmctl embed makes vectors, "
+    "llmctl classify gives labels.",
     "encoder-decoder": "llmctl generate answers texts with it, llmctl embed makes vectors of them.",
 }
 _KINDS: dict[Task, tuple[Kind, ...]] = {
     "generate": ("decoder", "encoder-decoder"),
     "chat": ("decoder",),
-    "eval-ppl": ("decoder",),
+    "eval-ppl": ("decoder", "encoder", "encoder-decoder"),
+    "likelihood": ("decoder", "encoder-decoder"),
     "fill-mask": ("encoder",),
     "embed": ("decoder", "encoder", "encoder-decoder"),
     "classify": ("decoder", "encoder", "encoder-decoder"),
@@ -27,8 +29,7 @@ _WHY: dict[tuple[Task, Kind], str] = {
     ("generate", "encoder"): "which reads whole texts and does not write any",
     ("chat", "encoder"): "which reads whole texts and does not write any",
     ("chat", "encoder-decoder"): "which answers a text and not a conversation",
-    ("eval-ppl", "encoder"): "which sees the tokens that it would have to foretell",
-    ("eval-ppl", "encoder-decoder"): "which scores an answer to a text, not a text",
+    ("likelihood", "encoder"): "which sees the tokens that it would have to foretell",
     ("eval-memorization", "encoder"): "which reads whole texts and does not go on with them",
     ("eval-memorization", "encoder-decoder"): "which answers a text and does not go on with it",
     ("fill-mask", "decoder"): "which knows no mask",

@@ -95,7 +95,7 @@ class Subject:
             UserError: the model does not score tokens.
         """
         if self.config.kind == "encoder" or not self.config.lm_head:
-            suited("eval-ppl", self.config, self.path)
+            suited("likelihood", self.config, self.path)
 
         def counted() -> Iterator[Asked]:
             for one in asked:

@@ -52,7 +52,7 @@ def in_passes(
     """The same after each pass of the model: in any order, with the number of each."""
     window = reach(model) if window is None else window
     fitted = (_fitted(model, one, window) for one in asked)
-    return pooled(fitted, lambda one: one.size, lambda pool: _passes(model, pool, batch_tokens, each), batch_tokens)
+    return pooled(fitted, lambda one: one.size, lambda pool: passes(model, pool, batch_tokens, each), batch_tokens)
 
 
 def continuation(tokenizer: Tokenizer, context: str, text: str, config: ModelConfig, special: bool = False) -> Asked:
@@ -96,7 +96,7 @@ def reach(model: Transformer) -> int | None:
     return None if config.position == "relative" else config.context - model.virtual_tokens("decoder")
 
 
-def _passes(model: Transformer, pool: Sequence[Asked], batch_tokens: int, each: bool) -> Iterator[Found]:
+def passes(model: Transformer, pool: Sequence[Asked], batch_tokens: int, each: bool) -> Iterator[Found]:
     """What each pass scored of a pool, longest texts first."""
     longest = max((one.size for one in pool), default=0)
     apart = not splits(model, longest)

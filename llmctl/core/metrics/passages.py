@@ -1,6 +1,6 @@
-"""Passages: documents as the ids that a language model is scored on, from texts or from token directories."""
+"""Passages: documents as the ids that a model scores, from texts or from token directories."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -11,72 +11,91 @@ from llmctl.core.data.shards import Split, Tokens
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import Exit, UserError
 from llmctl.spec.data import Reading
+from llmctl.spec.model import ModelConfig
 
 
 class Passage(NamedTuple):
     """A document to score.
 
     Attributes:
-        ids: its tokens, the one that it begins after (if any) first; the first id is never scored.
-        bytes: UTF-8 bytes of the text of ids[1:].
+        ids: its tokens, the one that it begins after (if any) first.
+        bytes: UTF-8 bytes of the text of the scored tokens.
+        scored: how many of the ids are scored, the last ones.
+        words: of the same text, parted by white space.
+        source: file and, where it has several documents, line or row: "corpus.jsonl:12".
+        record: the fields of a JSON line or a CSV row.
     """
 
     ids: list[int]
     bytes: int
+    scored: int
+    words: int = 0
+    source: str = ""
+    record: dict | None = None
 
 
-def passages(
-    sources: Sequence[str], reading: Reading, split: str, tokenizer: Tokenizer, start: int | None
-) -> Iterator[Passage]:
-    """The documents of texts, or of one split of a directory of tokens.
+class Framing:
+    """Makes passages of documents for a model.
 
     Args:
-        sources: what `read_texts` takes, or one directory that `tokenize` made.
+        start: of a decoder, the token that each document begins after; None: its own first token, which goes
+            unscored. An encoder, or an encoder-decoder, scores all tokens; what stands around them is put there later.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: ModelConfig, start: int | None):
+        self.tokenizer, self.start, self.first_unscored = tokenizer, start, config.kind == "decoder" and start is None
+
+    def text(self, document: Document) -> Passage:
+        """A text as a passage."""
+        return self._passage(self.tokenizer.encode(document.text), document.text, document.source, document.record)
+
+    def split(self, name: str, split: Split, eos: int) -> Iterator[Passage]:
+        """The documents of a split, without the token that ends each, so that they equal their texts.
+
+        Their text is that of the decoded ids, which is their own where the tokenizer loses nothing.
+        """
+        for number, ids in enumerate(documents_of(split, self.tokenizer.size)):
+            own = ids[:-1] if ids[-1:] == [eos] else ids
+            yield self._passage(own, self._decoded(own), f"{name}:{number + 1}", None)
+
+    def _passage(self, ids: list[int], text: str, source: str, record: dict | None) -> Passage:
+        size, words, scored = len(text.encode("utf-8", "surrogatepass")), len(text.split()), len(ids)
+        if self.start is not None:
+            ids = [self.start, *ids]
+        elif self.first_unscored and ids:
+            first = self._decoded(ids[:1])
+            size, scored = size - len(first.encode()), scored - 1
+            words = len(text[len(first) :].split()) if text.startswith(first) else words
+        return Passage(ids, size, scored, words, source, record)
+
+    def _decoded(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special=False)
+
+
+def passages(source: str, reading: Reading, split: str, framing: Framing) -> Iterator[Passage]:
+    """The documents of a text, or of one split of a directory of tokens.
+
+    Args:
+        source: what `read_texts` takes, or a directory that `tokenize` made.
         split: of a directory of tokens.
-        start: the token that each document begins after; None: its own first token, which goes unscored.
 
     Raises:
         UserError: nothing there, or tokens of another tokenizer.
     """
-    made = [source for source in sources if (Path(source) / "tokens.json").is_file()]
-    if not made:
-        return of_texts(read_texts(files_of(sources), reading), tokenizer, start)
-    if len(sources) > 1:
-        raise UserError(f"{made[0]} holds tokens; it is scored alone.", "Name one directory of tokens, or texts.")
-    tokens = Tokens.open(made[0])
-    if tokens.tokenizer_sha256 != tokenizer.sha256:
+    if not (Path(source) / "tokens.json").is_file():
+        return of_texts(read_texts(files_of([source]), reading), framing)
+    tokens = Tokens.open(source)
+    if tokens.tokenizer_sha256 != framing.tokenizer.sha256:
         raise UserError(
-            f"{made[0]} was made with another tokenizer than the model's.",
+            f"{source} was made with another tokenizer than the model's.",
             "Name the text itself, or tokenize it with --tokenizer MODEL.",
             Exit.MISMATCH,
         )
     if not tokens.splits[split].documents:
-        raise UserError(f"{made[0]} has no {split} documents.", "Name another --split, or tokenize with --held-out.")
-    return islice(of_split(tokens.splits[split], tokens.eos, tokenizer, start), reading.limit)
+        raise UserError(f"{source} has no {split} documents.", "Name another --split, or tokenize with --held-out.")
+    return islice(framing.split(source, tokens.splits[split], tokens.eos), reading.limit)
 
 
-def of_texts(documents: Iterable[Document], tokenizer: Tokenizer, start: int | None) -> Iterator[Passage]:
+def of_texts(documents: Iterable[Document], framing: Framing) -> Iterator[Passage]:
     """Texts as passages, one at a time."""
-    for document in documents:
-        ids, size = tokenizer.encode(document.text), len(document.text.encode())
-        if start is None:
-            yield Passage(ids, size - _bytes(tokenizer, ids[:1]))
-        else:
-            yield Passage([start, *ids], size)
-
-
-def of_split(split: Split, eos: int, tokenizer: Tokenizer, start: int | None) -> Iterator[Passage]:
-    """The documents of a split as passages, without the token that ends each, so that they equal their texts.
-
-    Their bytes are those of the decoded ids, which are the text's own where the tokenizer loses nothing.
-    """
-    for ids in documents_of(split, tokenizer.size):
-        text = ids[:-1] if ids[-1:] == [eos] else ids
-        if start is None:
-            yield Passage(text, _bytes(tokenizer, text[1:]))
-        else:
-            yield Passage([start, *text], _bytes(tokenizer, text))
-
-
-def _bytes(tokenizer: Tokenizer, ids: list[int]) -> int:
-    return len(tokenizer.decode(ids, skip_special=False).encode())
+    return map(framing.text, documents)

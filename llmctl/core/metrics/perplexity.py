@@ -1,20 +1,17 @@
-"""Perplexity: how surprised a model is by text, in sliding windows, each token scored once."""
+"""Perplexity: how surprised a model is by texts, each scored on its own; sums that add up over documents."""
 
 import math
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
+from llmctl.core.decode.prompt import check_known
+from llmctl.core.metrics.likelihood import passes
 from llmctl.core.metrics.passages import Passage
+from llmctl.core.metrics.scored import Asked, Found, Scored, pooled
 from llmctl.core.model.transformer import Transformer
-from llmctl.errors import Exit, UserError
 
-LOGIT_BYTES = 64 << 20  # of fp32 scores held at a time
-POOL = 8  # batches' worth of windows that are sorted by length
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,6 +22,7 @@ class Perplexity:
         nll: -log probability of all scored tokens, nats.
         tokens: scored tokens.
         bytes: UTF-8 bytes of their text.
+        words: of their text, parted by white space.
         documents: those with at least one scored token.
         windows: rows that passed through the model.
     """
@@ -32,8 +30,12 @@ class Perplexity:
     nll: float = 0.0
     tokens: int = 0
     bytes: int = 0
+    words: int = 0
     documents: int = 0
     windows: int = 0
+
+    def __add__(self, other: "Perplexity") -> "Perplexity":
+        return Perplexity(*(one + two for one, two in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     @property
     def nll_per_token(self) -> float:
@@ -43,7 +45,7 @@ class Perplexity:
     @property
     def perplexity(self) -> float:
         """exp of the nats a token: infinity where that overflows, NaN when nothing was scored."""
-        return math.inf if self.nll_per_token > 709 else math.exp(self.nll_per_token)
+        return _exp(self.nll_per_token)
 
     @property
     def bits_per_token(self) -> float:
@@ -55,15 +57,151 @@ class Perplexity:
         """Bits a byte of text, which compares models of different tokenizers; NaN when there was no text."""
         return self.nll / math.log(2) / self.bytes if self.bytes else math.nan
 
+    @property
+    def byte_perplexity(self) -> float:
+        """2 to the bits a byte."""
+        return 2**self.bits_per_byte if not self.bits_per_byte > 1000 else math.inf
 
-class Window(NamedTuple):
-    """Tokens of one pass: the model reads `ids`, and the last `scored` of them are predicted."""
+    @property
+    def word_perplexity(self) -> float:
+        """exp of the nats a word, which compares models of different tokenizers too; NaN when there was no word."""
+        return _exp(self.nll / self.words) if self.words else math.nan
 
-    ids: list[int]
-    scored: int
+    def figures(self, whole: bool = True) -> dict[str, float]:
+        """What a report says.
+
+        Args:
+            whole: the scored tokens are the text; else bits a byte and the like would mean nothing.
+        """
+        of_text = ("bits_per_byte", "byte_perplexity", "word_perplexity") if whole else ()
+        names = ("perplexity", "nll_per_token", "bits_per_token", *of_text, "tokens", "bytes", "words", "documents")
+        return {name: getattr(self, name) for name in names}
 
 
-def windows(ids: list[int], window: int, stride: int) -> Iterator[Window]:
+class Method(Protocol[T]):
+    """How a kind of model scores documents.
+
+    Attributes:
+        whole: whether the scored tokens are the document's text, all of it, so that bits a byte have a meaning.
+        signature: what figures depend on.
+    """
+
+    whole: bool
+    signature: dict[str, object]
+
+    def parts(self, passage: Passage) -> Iterator[T]:
+        """What passes through the model: together they have each scored token once."""
+
+    def size(self, part: T) -> int:
+        """Its tokens."""
+
+    def passes(self, pool: Sequence[T], batch_tokens: int, each: bool) -> Iterator[Found]:
+        """What each pass scored of a pool of parts, with their numbers in it."""
+
+
+class Measured(NamedTuple):
+    """A document that is done.
+
+    Attributes:
+        number: from 0.
+        passage: the document.
+        sum: its own.
+        logprobs: of each scored token, nats, where they were asked for.
+    """
+
+    number: int
+    passage: Passage
+    sum: Perplexity
+    logprobs: tuple[float, ...] = ()
+
+
+class Step(NamedTuple):
+    """After a pass of the model.
+
+    Attributes:
+        tokens: scored up to now.
+        nll: of those, nats.
+        done: documents that are done since the step before, in their order.
+    """
+
+    tokens: int
+    nll: float
+    done: list[Measured]
+
+
+def measured(
+    method: Method[T], passages: Iterable[Passage], batch_tokens: int = 8192, each: bool = False
+) -> Iterator[Step]:
+    """Score documents, the parts of many together in a pass; each is done in its order, those without a token too.
+
+    Args:
+        batch_tokens: tokens that pass through the model at once, at least one part.
+        each: give the log probability of each token.
+
+    Raises:
+        UserError: ids that the model does not know, or scores that are NaN.
+    """
+    begun: dict[int, tuple[Passage, list[int]]] = {}  # document -> it, and the numbers of its parts
+    found: dict[int, Scored] = {}
+    tokens = count = wanted = 0
+    nll = 0.0
+
+    def parts() -> Iterator[T]:
+        nonlocal count
+        for number, passage in enumerate(passages):
+            numbers: list[int] = []
+            for part in method.parts(passage):
+                numbers.append(count)
+                count += 1
+                yield part
+            begun[number] = passage, numbers
+
+    def done() -> Iterator[Measured]:
+        nonlocal wanted
+        while wanted in begun and all(part in found for part in begun[wanted][1]):
+            passage, numbers = begun.pop(wanted)
+            yield _summed(wanted, passage, [found.pop(part) for part in numbers])
+            wanted += 1
+
+    for some in pooled(parts(), method.size, lambda pool: method.passes(pool, batch_tokens, each), batch_tokens):
+        found.update(some)
+        tokens += sum(one.tokens for _, one in some)
+        nll += sum(one.nll for _, one in some)
+        yield Step(tokens, nll, list(done()))
+    yield Step(tokens, nll, list(done()))
+
+
+class Windows:
+    """Decoders: sliding windows.
+
+    Args:
+        window: tokens of context and prediction together, at least 2.
+        stride: by how many tokens a window moves on, 1 to window.
+    """
+
+    whole = True
+
+    def __init__(self, model: Transformer, window: int, stride: int):
+        self.model, self.window, self.stride = model, window, stride
+        self.signature: dict[str, object] = {"window": window, "stride": min(stride, window - 1)}
+
+    def parts(self, passage: Passage) -> Iterator[Asked]:
+        check_known(passage.ids, self.model.config)
+        unscored = len(passage.ids) - passage.scored
+        end = 1
+        for one in windows(passage.ids, self.window, self.stride):
+            end += one.scored
+            if end > unscored:
+                yield one._replace(scored=min(one.scored, end - unscored))
+
+    def size(self, part: Asked) -> int:
+        return part.size
+
+    def passes(self, pool: Sequence[Asked], batch_tokens: int, each: bool) -> Iterator[Found]:
+        return passes(self.model, pool, batch_tokens, each)
+
+
+def windows(ids: Sequence[int], window: int, stride: int) -> Iterator[Asked]:
     """Cut a document into overlapping windows so that each token but the first is scored exactly once.
 
     Windows begin at 0, stride, 2 x stride, ...; after the first, each scores what the one before did not reach, with at
@@ -77,97 +215,18 @@ def windows(ids: list[int], window: int, stride: int) -> Iterator[Window]:
     begin = 0
     while end < len(ids):
         stop = min(begin + window, len(ids))
-        yield Window(ids[begin:stop], stop - end)
+        yield Asked(ids[begin:stop], stop - end)
         end = stop
         begin += stride
 
 
-def perplexity(
-    model: Transformer, passages: Iterable[Passage], window: int, stride: int, batch_tokens: int = 8192
-) -> Iterator[Perplexity]:
-    """Score documents; yields the running sum after each batch, so that the last one is the result.
-
-    Holds one document and POOL batches at a time.
-
-    Args:
-        window: tokens of context and prediction together, at least 2.
-        stride: by how many tokens a window moves on, 1 to window.
-        batch_tokens: tokens that pass through the model at once, at least one window.
-
-    Raises:
-        UserError: ids that the model does not know, or scores that are not numbers.
-    """
-    total = Perplexity()
-    pool: list[Window] = []
-    for passage in passages:
-        if passage.ids and max(passage.ids) >= model.config.vocab:
-            raise UserError(
-                f"The text has a token {max(passage.ids)}, but the model knows only {model.config.vocab} "
-                f"(0 to {model.config.vocab - 1}).",
-                "The tokenizer and the model do not belong together.",
-                Exit.MISMATCH,
-            )
-        if len(passage.ids) < 2:
-            continue
-        total = replace(total, documents=total.documents + 1, bytes=total.bytes + passage.bytes)
-        for one in windows(passage.ids, window, stride):
-            pool.append(one)
-            if len(pool) * window >= POOL * batch_tokens:
-                total = yield from _scored(model, pool, batch_tokens, total)
-                pool = []
-    total = yield from _scored(model, pool, batch_tokens, total)
-    yield total
+def _summed(number: int, passage: Passage, parts: Sequence[Scored]) -> Measured:
+    tokens = sum(one.tokens for one in parts)
+    nll = math.fsum(one.nll for one in parts)
+    known = (passage.bytes, passage.words) if tokens else (0, 0)
+    sum_ = Perplexity(nll, tokens, *known, int(tokens > 0), len(parts))
+    return Measured(number, passage, sum_, tuple(one for part in parts for one in part.logprobs))
 
 
-def _scored(
-    model: Transformer, pool: list[Window], batch_tokens: int, total: Perplexity
-) -> Generator[Perplexity, None, Perplexity]:
-    """The sum after each batch of a pool, whose windows are batched by length so that little is padded."""
-    pool = sorted(pool, key=lambda one: len(one.ids))
-    while pool:
-        rows = max(1, batch_tokens // len(pool[-1].ids))
-        batch, pool = pool[-rows:], pool[:-rows]
-        total = replace(
-            total,
-            nll=total.nll + nll_of(model, batch),
-            tokens=total.tokens + sum(one.scored for one in batch),
-            windows=total.windows + len(batch),
-        )
-        yield total
-    return total
-
-
-@torch.inference_mode()
-def nll_of(model: Transformer, batch: list[Window]) -> float:
-    """-log probability, in nats, of the scored tokens of some windows, summed in fp64.
-
-    Rows are padded on the right, where causal attention never looks. Logits are made for scored places only, and in
-    chunks.
-
-    Raises:
-        UserError: the sum is NaN.
-    """
-    device = next(model.parameters()).device
-    longest = max(len(one.ids) for one in batch)
-    tokens = torch.tensor([one.ids + [0] * (longest - len(one.ids)) for one in batch], device=device)  # (B, T)
-    hidden = model(tokens[:, :-1])  # (B, T - 1, D)
-    scored = torch.zeros(tokens[:, 1:].shape, dtype=torch.bool)
-    for row, one in enumerate(batch):
-        scored[row, len(one.ids) - 1 - one.scored : len(one.ids) - 1] = True
-    scored = scored.to(device)
-    total = _chunked_nll(model, hidden[scored], tokens[:, 1:][scored])
-    if math.isnan(total):
-        raise UserError("The model's scores are not numbers (NaN).", "Try --dtype fp32, or llmctl verify.")
-    return total
-
-
-def _chunked_nll(model: Transformer, hidden: Tensor, targets: Tensor) -> float:
-    """Summed cross-entropy in nats: hidden (N, D) any float, targets (N,) int64."""
-    rows = max(1, LOGIT_BYTES // (4 * model.config.vocab))
-    exact = torch.float32 if hidden.device.type == "mps" else torch.float64
-    total = torch.zeros((), dtype=exact, device=hidden.device)
-    for start in range(0, len(targets), rows):
-        logits = model.head(hidden[start : start + rows]).float()  # (n, V)
-        losses = F.cross_entropy(logits, targets[start : start + rows], reduction="none")
-        total += losses.sum(dtype=exact)
-    return float(total)
+def _exp(nats: float) -> float:
+    return math.inf if nats > 709 else math.exp(nats)

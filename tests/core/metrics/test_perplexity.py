@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from llmctl.core.checkpoint.directory import Checkpoint
-from llmctl.core.metrics import perplexity as module
+from llmctl.core.metrics import scored as module
 from llmctl.core.metrics.passages import Passage
-from llmctl.core.metrics.perplexity import Perplexity, perplexity, windows
+from llmctl.core.metrics.perplexity import Perplexity, Windows, measured, windows
 from llmctl.core.model.init import initialise
 from llmctl.core.model.transformer import Transformer
 from llmctl.errors import UserError
@@ -19,7 +19,11 @@ CONFIG = ModelConfig(vocab=90, width=32, layers=2, heads=4, kv_heads=2, ff=64, c
 
 def documents(*lengths: int) -> list[Passage]:
     draw = torch.Generator().manual_seed(2)
-    return [Passage(torch.randint(0, 90, (length,), generator=draw).tolist(), length) for length in lengths]
+    return [passage(torch.randint(0, 90, (length,), generator=draw).tolist(), length) for length in lengths]
+
+
+def passage(ids: list[int], size: int) -> Passage:
+    return Passage(ids, size, max(0, len(ids) - 1), words=1)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,8 @@ def model() -> Transformer:
 
 
 def scored(model, passages, window=32, stride=16, **how) -> Perplexity:
-    return list(perplexity(model, passages, window, stride, **how))[-1]
+    steps = list(measured(Windows(model, window, stride), passages, **how))
+    return sum((one.sum for step in steps for one in step.done), Perplexity())
 
 
 @pytest.mark.parametrize(("window", "stride"), [(16, 8), (16, 1), (16, 15), (16, 5), (64, 32)])
@@ -99,21 +104,38 @@ def test_a_document_is_not_seen_by_the_next(model):
 
 def test_a_uniform_model_has_the_vocabulary_as_perplexity(model):
     blank = Transformer(CONFIG).eval()
-    found = scored(blank, [Passage(list(range(17)), 32)])
+    found = scored(blank, [passage(list(range(17)), 32)])
     assert found.perplexity == pytest.approx(90, rel=1e-6)
     assert found.bits_per_byte == pytest.approx(16 * math.log2(90) / 32, rel=1e-6)
 
 
-def test_the_running_sum_grows_to_the_result(model):
-    steps = list(perplexity(model, documents(40, 40, 40), 16, 8, batch_tokens=16))
+def test_progress_grows_to_the_result_and_documents_are_done_in_their_order(model):
+    steps = list(measured(Windows(model, 16, 8), documents(40, 1, 40, 25), batch_tokens=16))
     assert len(steps) > 3
     assert [step.tokens for step in steps] == sorted(step.tokens for step in steps)
-    assert all(step.nll > 0 for step in steps) and steps[-1].tokens == 117
+    assert steps[-1].tokens == 39 + 39 + 24
+    done = [one for step in steps for one in step.done]
+    assert [one.number for one in done] == [0, 1, 2, 3]
+    assert [one.sum.tokens for one in done] == [39, 0, 39, 24]
+    assert math.fsum(one.sum.nll for one in done) == pytest.approx(steps[-1].nll, rel=1e-9)
+
+
+def test_what_is_held_is_bounded_by_pools(model):
+    read = []
+
+    def many():
+        for number in range(400):
+            read.append(number)
+            yield documents(20)[0]
+
+    for step in measured(Windows(model, 16, 8), many(), batch_tokens=64):
+        ahead = len(read) - step.tokens // 19
+        assert ahead < 40  # 8 pools of 64 tokens are 25 documents
 
 
 def test_ids_that_the_model_lacks_are_refused(model):
-    with pytest.raises(UserError, match="token 90") as caught:
-        scored(model, [Passage([1, 90], 2)])
+    with pytest.raises(UserError, match="id 90") as caught:
+        scored(model, [passage([1, 90], 2)])
     assert caught.value.code == 4
 
 
