@@ -26,7 +26,9 @@ from llmctl.commands.embed import embed
 from llmctl.commands.eval_bleu import eval_bleu
 from llmctl.commands.eval_chrf import eval_chrf
 from llmctl.commands.eval_compare import eval_compare
+from llmctl.commands.eval_harness import eval_harness
 from llmctl.commands.eval_memorization import eval_memorization
+from llmctl.commands.eval_metric import eval_metric
 from llmctl.commands.eval_ppl import eval_ppl
 from llmctl.commands.eval_rouge import eval_rouge
 from llmctl.commands.eval_safety import eval_safety
@@ -81,6 +83,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval-bleu": eval_bleu,
     "eval-chrf": eval_chrf,
     "eval-ter": eval_ter,
+    "eval-metric": eval_metric,
+    "eval-harness": eval_harness,
     "eval-compare": eval_compare,
     "bench": bench,
     "memcalc": memcalc,

@@ -94,7 +94,9 @@ class HarnessModel(TemplateLM):
         if isinstance(pretrained, Subject):
             self.subject = pretrained
         else:
-            self.subject = Subject.open(pretrained, device or "auto", dtype, threads, batch_tokens, rows)
+            if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
+                device = "auto"  # lm-eval's command line says cuda:0 where nobody says anything
+            self.subject = Subject.open(pretrained, device, dtype, threads, batch_tokens, rows)
         config = self.subject.config
         if config.kind == "encoder" or not config.lm_head:
             raise UserError(
@@ -148,6 +150,10 @@ class HarnessModel(TemplateLM):
     def tok_decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of ids."""
         return self.subject.tokenizer.decode(list(tokens), skip_special=skip_special_tokens)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Of each context and continuation the log probability (nats), and whether each token is likeliest."""
+        return super().loglikelihood(requests, disable_tqdm)
 
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[tuple[float, bool]]:
         """Of each request the log probability (nats) of its ids after its context, and whether each is likeliest."""
