@@ -88,7 +88,7 @@ def contamination(records: Sequence[dict[str, Any]], training: Iterable[str], n:
 
 
 def training_texts(sources: Sequence[str]) -> Iterator[str]:
-    """The texts that a model was trained on, one at a time.
+    """The texts that a model was trained on, one at a time; a long plain text in pieces, cut at blank lines.
 
     Args:
         sources: directories of tokens, whose train split is turned back into text, or files as `read_records` takes
@@ -133,7 +133,7 @@ class _Wanted:
         self.numbers: dict[str, int] = {}
         self.records = len(records)
         words: list[int] = []
-        begins: dict[int, list[tuple[int, int]]] = {}  # length -> where its runs begin in `words`, and whose they are
+        begins: dict[int, list[NDArray[np.int64]]] = {}  # length -> where its runs begin in `words`, and whose they are
         for number, record in enumerate(records):
             texts = [self._numbered(text) for text in texts_of(record)]
             longest = max(texts, key=len, default=[])
@@ -141,12 +141,12 @@ class _Wanted:
                 texts = [longest]
             for text in texts:
                 length = min(n, len(text)) if text is longest else n
-                if length >= min(LEAST, n):
-                    stop = len(words) + len(text) - length + 1
-                    begins.setdefault(length, []).extend((at, number) for at in range(len(words), stop))
+                if len(text) >= length >= min(LEAST, n):
+                    places = np.arange(len(words), len(words) + len(text) - length + 1)
+                    begins.setdefault(length, []).append(np.stack([places, np.full_like(places, number)]))
                 words += [*text, 0]
         self.words = np.array(words, np.uint64)
-        self.runs = {length: _Runs(self.words, length, np.array(some)) for length, some in begins.items() if some}
+        self.runs = {length: _Runs(self.words, length, *np.concatenate(some, 1)) for length, some in begins.items()}
 
     def _numbered(self, text: str) -> list[int]:
         return [self.numbers.setdefault(word, len(self.numbers) + 1) for word in WORDS.findall(text.lower())]
@@ -182,9 +182,8 @@ class _Runs:
         owners, kinds: (R,) of every run the record that it is of, and its place among the K.
     """
 
-    def __init__(self, words: NDArray[np.uint64], length: int, some: NDArray[np.int64]):
-        self.length = length
-        begins, self.owners = some[:, 0], some[:, 1]
+    def __init__(self, words: NDArray[np.uint64], length: int, begins: NDArray[np.int64], owners: NDArray[np.int64]):
+        self.length, self.owners = length, owners
         self.hashes, first, kinds = np.unique(_hashes(words, length)[begins], return_index=True, return_inverse=True)
         self.begins, self.kinds = begins[first], kinds.reshape(-1)
         self.found = np.zeros(len(self.hashes), np.bool_)
