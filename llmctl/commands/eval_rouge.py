@@ -55,11 +55,15 @@ def eval_rouge(
         file = None if samples is None else stack.enter_context(write_file(samples, force))
         pairs = stack.enter_context(closing(read_pairs(predictions, references, pairing)))
         progress = stack.enter_context(console.progress(None, "pairs", "scoring"))
-        progress.update(0)
         for pair, scores in means.score(pairs):
             if file is not None:
                 file.write(_sample(pair, scores))
             progress.update(pair.number + 1)
+    if means.wordless:
+        console.warn(
+            f"{means.wordless:,} pairs score 0 as their reference has no letter of a-z and no digit: --words unicode "
+            "knows all scripts."
+        )
     found: dict[str, Any] = means.means(intervals.ci)
     numbers = means.references
     signature = [

@@ -7,6 +7,7 @@ import numpy as np
 from llmctl.core.data.pairs import Pair
 from llmctl.core.metrics.bootstrap import Bootstrap
 from llmctl.core.metrics.rouge.score import Rouge, Score
+from llmctl.core.metrics.rouge.words import plain, unicode
 
 TOGETHER = 256  # pairs that are added at a time
 
@@ -19,11 +20,13 @@ class Means:
 
     Attributes:
         references: how many of them pairs have, each number once.
+        wordless: pairs that score 0 as a reference is no words to the tokenizer "rouge", but some to "unicode".
     """
 
     def __init__(self, rouge: Rouge, resamples: int = 0, seed: int = 0):
         self.rouge = rouge
         self.references: set[int] = set()
+        self.wordless = 0
         self._totals = Bootstrap(
             [f"{kind}.{part}" for kind in rouge.config.kinds for part in Score._fields], resamples, seed
         )
@@ -34,7 +37,10 @@ class Means:
         for pair in pairs:
             scores = self.rouge.score(pair.prediction, pair.references)
             self.references.add(len(pair.references))
-            rows.append([value for score in scores.values() for value in score])
+            row = [value for score in scores.values() for value in score]
+            if not any(row) and self.rouge.config.words == "rouge":
+                self.wordless += any(unicode(text) and not plain(text) for text in pair.references)
+            rows.append(row)
             if len(rows) == TOGETHER:
                 self._totals.add(np.array(rows))
                 rows.clear()

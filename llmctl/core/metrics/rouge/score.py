@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from llmctl import __version__
@@ -150,8 +151,8 @@ def _scorer(kind: str, weight: float) -> Callable[[Text, Text], Score]:
 
 def _ngrams(said: Text, wanted: Text, n: int) -> Score:
     ours, theirs = said.ngrams(n), wanted.ngrams(n)
-    small, large = (ours, theirs) if len(ours) < len(theirs) else (theirs, ours)
-    hits = sum(min(count, large[run]) for run, count in small.items() if run in large)
+    shared = ours.keys() & theirs.keys()
+    hits = sum(map(min, map(ours.__getitem__, shared), map(theirs.__getitem__, shared)))
     return _score(hits, max(1, len(said.tokens) - n + 1), max(1, len(wanted.tokens) - n + 1))
 
 
@@ -173,9 +174,8 @@ def _summary(said: Text, wanted: Text) -> Score:
     if len(ours) == len(theirs) == 1:
         return _score(common(ours[0], theirs[0]), total, of)
     others = Sentences(ours)
-    taken = Counter(sentence[place] for sentence in theirs for place in union(sentence, others))
-    there = others.columns
-    hits = sum(min(count, there[token].bit_count()) for token, count in taken.items())
+    taken = Counter(chain.from_iterable(union(sentence, others) for sentence in theirs))
+    hits = sum(min(count, others.columns[token].bit_count()) for token, count in taken.items())
     return _score(hits, total, of)
 
 

@@ -27,8 +27,8 @@ def common(one: Sequence[Token], other: Sequence[Token]) -> int:
     return len(other) - (row & every).bit_count()
 
 
-def union(sentence: Sequence[Token], others: "Sentences") -> Iterable[int]:
-    """The places in a sentence that are in its longest common subsequence with one of several others at least.
+def union(sentence: Sequence[Token], others: "Sentences") -> list[Token]:
+    """The words of a sentence that are in its longest common subsequence with one of several others at least.
 
     Among several longest ones it is the one that rouge_score takes: from the ends back, a match wherever there is one,
     else a word less of the other sentence if nothing is lost by that alone (t[i][j-1] > t[i-1][j]), else of this one.
@@ -36,22 +36,24 @@ def union(sentence: Sequence[Token], others: "Sentences") -> Iterable[int]:
     All other sentences are one row, an empty column after each that takes up what an addition carries. The columns
     where row i is one more than row i-1 are, as numbers, their difference. From such a column one goes left to the
     next match (there is one before the difference ends) and takes it; from any other without a match, up.
+
+    Returns:
+        the words from last to first.
     """
-    columns, gaps = others.columns, others.gaps
-    row = others.every
-    rows: list[tuple[int, int, int]] = []  # place, columns that match, columns that match or have one more
-    for place, token in enumerate(sentence):
-        if token in columns:
-            matches = columns[token]
+    every = row = others.every
+    rows: list[tuple[Token, int, int]] = []  # word, columns that match, columns that match or have one more
+    for token, matches in zip(sentence, map(others.columns.get, sentence), strict=True):
+        if matches:
             same = row & matches
             grown = (row + same) | (row - same)
-            rows.append((place, matches, matches | (grown - row)))
-            row = grown & ~gaps
+            rows.append((token, matches, matches | (grown - row)))
+            row = grown & every
     at = others.lasts  # of each other sentence the column where one stands, one bit
-    for place, matches, open_ in reversed(rows):
+    found = []
+    for token, matches, open_ in reversed(rows):
         taken = at & open_
         if taken:
-            yield place
+            found.append(token)
             moved = taken & matches
             aside = taken ^ moved
             while aside:
@@ -59,6 +61,7 @@ def union(sentence: Sequence[Token], others: "Sentences") -> Iterable[int]:
                 moved |= 1 << ((matches & (one - 1)).bit_length() - 1)
                 aside ^= one
             at = (at ^ taken) | (moved >> 1)  # one that leaves its sentence stands in a gap, where nothing matches
+    return found
 
 
 class Sentences:
@@ -66,17 +69,16 @@ class Sentences:
 
     def __init__(self, sentences: Iterable[Sequence[Token]]):
         columns: dict[Token, int] = {}
-        width = gaps = lasts = 0
+        lasts, bit = 0, 1
         for sentence in sentences:
             for token in sentence:
-                columns[token] = columns.get(token, 0) | 1 << width
-                width += 1
+                columns[token] = columns.get(token, 0) | bit
+                bit <<= 1
             if sentence:
-                lasts |= 1 << (width - 1)
-                gaps |= 1 << width
-                width += 1
-        self.columns, self.gaps, self.lasts = columns, gaps, lasts
-        self.every = ((1 << width) - 1) ^ gaps
+                lasts |= bit >> 1
+                bit <<= 1
+        self.columns, self.lasts = columns, lasts
+        self.every = (bit - 1) ^ (lasts << 1)
 
 
 def weighted(one: Sequence[Token], other: Sequence[Token], power: float) -> float:
