@@ -27,6 +27,7 @@ from llmctl.errors import Exit, UserError
 from llmctl.spec.benchmark import Asking, Task
 
 Shift = Literal["typos", "lower", "upper", "space", "contract", "expand", "filler"]
+SHIFTS: tuple[str, ...] = get_args(Shift)
 PATHS = ("examples", "train")  # whose values are files beside the suite's own
 
 
@@ -41,7 +42,7 @@ class Aspects:
     """
 
     shift: Annotated[
-        tuple[Shift, ...],
+        tuple[str, ...],
         "Ask everything again with other spellings: typos, lower, upper, space (more of it), contract (don't), expand "
         "(do not), filler (uh). robustness is the mean of each record's worst score; repeatable.",
     ] = ()
@@ -57,6 +58,7 @@ class Aspects:
 
     def __post_init__(self) -> None:
         wrong = {
+            **{f"--shift is {one}, wanted one of {', '.join(SHIFTS)}": one not in SHIFTS for one in self.shift},
             f"--ngram is {self.ngram}, wanted 2 or more": self.ngram < 2,
             "--shift-field wants a --shift": bool(self.shift_field) and not self.shift,
             f"--shift is {self.shift[0] if self.shift else ''} twice": len(set(self.shift)) < len(self.shift),
