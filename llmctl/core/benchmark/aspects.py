@@ -81,7 +81,8 @@ def robustness(outcome: Outcome, aspects: Aspects, again: Again) -> Robustness:
     """Ask a task's records again with each shift.
 
     Args:
-        outcome: of the records as they are.
+        outcome: of the records as they are; where its main figure is a mean, its samples get the scores `robustness`
+            and those of each shift, under its name.
         again: asks other records in their place.
 
     Source: Liang et al., arXiv:2211.09110, section 4.5: worst case over the perturbations of each instance.
@@ -104,9 +105,11 @@ def robustness(outcome: Outcome, aspects: Aspects, again: Again) -> Robustness:
     if main in outcome.together:
         worst = worse((one.figures[main] for one in outcomes), key=lambda one: one.value)
     else:
-        each = zip(*([sample.scores[main] for sample in one.samples] for one in outcomes), strict=True)
+        each = list(zip(*([sample.scores[main] for sample in one.samples] for one in outcomes), strict=True))
         values = np.array([worse(scores) for scores in each], np.float64)
         worst = Figure(float(values.mean()), mean_stderr(values), better)
+        for sample, scores in zip(outcome.samples, each, strict=True):
+            sample.scores |= dict(zip(aspects.shift, scores[1:], strict=True)) | {"robustness": worse(scores)}
     return Robustness(worst, each_shift, changed)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from llmctl import __version__
 from llmctl.core.benchmark.aspects import (
     Efficiency,
     Fairness,
@@ -15,8 +16,8 @@ from llmctl.core.benchmark.aspects import (
     figure_among,
     robustness,
 )
-from llmctl.core.benchmark.calibration import Calibration
-from llmctl.core.benchmark.contamination import Contamination, contamination, training_texts
+from llmctl.core.benchmark.calibration import BINS, COVERAGE, Calibration
+from llmctl.core.benchmark.contamination import LEAST, Contamination, contamination, training_texts
 from llmctl.core.benchmark.outcome import Figure, Outcome
 from llmctl.spec.benchmark import Task
 from llmctl.spec.suite import Entry, Suite
@@ -193,7 +194,7 @@ def about(result: Result) -> dict[str, Any]:
 
 def aspects_of(one: Judged) -> dict[str, Any]:
     """The aspects of a task, those that it has."""
-    found: dict[str, Any] = {"efficiency": asdict(one.efficiency)}
+    found: dict[str, Any] = {"signature": signature(one), "efficiency": asdict(one.efficiency)}
     if one.calibration is not None:
         found["calibration"] = asdict(one.calibration)
     if one.robustness is not None:
@@ -212,6 +213,22 @@ def aspects_of(one: Judged) -> dict[str, Any]:
         clean = one.contamination.clean
         found["contamination"] = {**leak, "clean": None if clean is None else clean._asdict()}
     return found
+
+
+def signature(one: Judged) -> str:
+    """How the aspects of a task were computed: name:value with | between."""
+    parts: dict[str, object] = {"figure": one.outcome.main}
+    if one.calibration is not None:
+        parts |= {"ece": f"{BINS}-bins-of-equal-mass", "coverage": COVERAGE}
+    if one.robustness is not None:
+        aspects = one.entry.aspects
+        parts |= {"shift": "+".join(aspects.shift), "fields": "+".join(aspects.shift_field) or "all"}
+        parts |= {"seed": one.entry.task.seed}
+    if one.entry.task.group is not None:
+        parts["group"] = one.entry.task.group
+    if one.contamination is not None:
+        parts |= {"ngram": one.contamination.n, "least": LEAST, "words": one.contamination.words}
+    return "|".join(f"{name}:{value}" for name, value in {**parts, "version": f"llmctl-{__version__}"}.items())
 
 
 def figures_of(result: Result) -> dict[str, float]:

@@ -48,7 +48,9 @@ def test_robustness_is_the_mean_of_each_records_worst_score():
     assert {name: figure.value for name, figure in found.shifts.items()} == {"lower": 0.25, "upper": 0.5}
     assert found.changed == {"lower": 0.5, "upper": 0.5}
     assert found.worst == Figure(0.0, 0.0, True)
-    assert robustness(outcome([1, 1, 0, 1]), Aspects(shift=("lower",)), again).worst.value == 0.25
+    asked = outcome([1, 1, 0, 1])
+    assert robustness(asked, Aspects(shift=("lower",)), again).worst.value == 0.25
+    assert asked.samples[0].scores == {"acc": 1, "lower": 0, "robustness": 0}
 
 
 def test_records_that_a_shift_leaves_alone_are_not_asked_again():
