@@ -32,6 +32,7 @@ from llmctl.commands.eval_metric import eval_metric
 from llmctl.commands.eval_ppl import eval_ppl
 from llmctl.commands.eval_rouge import eval_rouge
 from llmctl.commands.eval_safety import eval_safety
+from llmctl.commands.eval_task import eval_task
 from llmctl.commands.eval_ter import eval_ter
 from llmctl.commands.export import export
 from llmctl.commands.fill_mask import fill_mask
@@ -47,6 +48,7 @@ from llmctl.commands.prompt import prompt
 from llmctl.commands.prune import prune
 from llmctl.commands.quantize import quantize
 from llmctl.commands.refresh import refresh
+from llmctl.commands.score import score
 from llmctl.commands.serve import serve
 from llmctl.commands.tokenize import tokenize
 from llmctl.commands.train_tokenizer import train_tokenizer
@@ -76,6 +78,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fill-mask": fill_mask,
     "embed": embed,
     "classify": classify,
+    "score": score,
     "eval-ppl": eval_ppl,
     "eval-safety": eval_safety,
     "eval-memorization": eval_memorization,
@@ -83,6 +86,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval-bleu": eval_bleu,
     "eval-chrf": eval_chrf,
     "eval-ter": eval_ter,
+    "eval-task": eval_task,
     "eval-metric": eval_metric,
     "eval-harness": eval_harness,
     "eval-compare": eval_compare,

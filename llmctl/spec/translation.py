@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from llmctl.errors import Exit, UserError
 
@@ -40,7 +40,12 @@ class Bleu:
     ] = False
 
     def __post_init__(self) -> None:
+        known = get_args(Tokenizer), get_args(Smoothing)
         wrong = {
+            f"--tokenize is {self.tokenize!r}, wanted one of {', '.join(known[0])}": self.tokenize not in known[0],
+            f"--smooth-method is {self.smooth_method!r}, wanted one of {', '.join(known[1])}": (
+                self.smooth_method not in known[1]
+            ),
             f"--max-order is {self.max_order}, wanted 1 or more": self.max_order < 1,
             f"--smooth-value is {self.smooth_value}, wanted 0 or more": (self.smooth_value or 0) < 0,
             f"--smooth-value has no meaning with --smooth-method {self.smooth_method}": (

@@ -7,13 +7,13 @@ from llmctl.core.metrics.modules.described import text_metric
 
 
 class ExactMatch(evaluate.Metric):
-    """Exact match: the share of texts that are one of their references, once both are normalised."""
+    """Exact match: the share of texts that are one of their references, once both are normalised as asked for."""
 
     def _info(self) -> evaluate.MetricInfo:
         return text_metric(
             self.__doc__, None, "exact_match (0 to 1). normal=none|strip|lower|squad says what is normalised."
         )
 
-    def _compute(self, predictions: list[str], references: list, normal: str = "squad") -> dict[str, float]:
+    def _compute(self, predictions: list[str], references: list, normal: str = "none") -> dict[str, float]:
         scores = [exact_match(said, told, normal) for said, told in zip(predictions, references, strict=True)]
         return {"exact_match": sum(scores) / len(scores)}
