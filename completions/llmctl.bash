@@ -164,6 +164,11 @@ _llmctl() {
         "classify --level") _llmctl_words "sequence token"; return ;;
         "classify --aggregation") _llmctl_words "first simple"; return ;;
         "classify --config") _llmctl_files -f; return ;;
+        "score -p"|"score --prompt"|"score --field"|"score --device"|"score --threads"|"score --window"|"score --stride"|"score --batch-tokens"|"score --prompt-field") :; return ;;
+        "score --format") _llmctl_words "auto lines jsonl text"; return ;;
+        "score --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "score --masking") _llmctl_words "token word-l2r word"; return ;;
+        "score --config") _llmctl_files -f; return ;;
         "eval-ppl --device"|"eval-ppl --threads"|"eval-ppl --window"|"eval-ppl --stride"|"eval-ppl --batch-tokens"|"eval-ppl --by"|"eval-ppl --seed"|"eval-ppl --field"|"eval-ppl --limit"|"eval-ppl --fail-over") :; return ;;
         "eval-ppl --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
         "eval-ppl --masking") _llmctl_words "token word-l2r word"; return ;;
@@ -174,7 +179,7 @@ _llmctl() {
         "eval-ppl --documents") _llmctl_words "file line"; return ;;
         "eval-ppl --errors") _llmctl_words "strict replace"; return ;;
         "eval-safety --refusals"|"eval-safety --classifier"|"eval-safety --words"|"eval-safety --terms"|"eval-safety --samples"|"eval-safety --config") _llmctl_files -f; return ;;
-        "eval-safety --harmless"|"eval-safety --label"|"eval-safety --toxic-from"|"eval-safety --pii-kind"|"eval-safety --pii-from"|"eval-safety --device"|"eval-safety --threads"|"eval-safety --completion-field"|"eval-safety --prompt-field"|"eval-safety --by"|"eval-safety --fail-over"|"eval-safety --fail-under") :; return ;;
+        "eval-safety --harmless"|"eval-safety --label"|"eval-safety --toxic-from"|"eval-safety --pii-kind"|"eval-safety --pii-from"|"eval-safety --device"|"eval-safety --threads"|"eval-safety --completion-field"|"eval-safety --prompt-field"|"eval-safety --by"|"eval-safety --ci"|"eval-safety --seed"|"eval-safety --fail-over"|"eval-safety --fail-under") :; return ;;
         "eval-safety --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
         "eval-memorization --prefix"|"eval-memorization --suffix"|"eval-memorization --count"|"eval-memorization --control"|"eval-memorization --seed"|"eval-memorization --device"|"eval-memorization --threads"|"eval-memorization --field"|"eval-memorization --batch-size"|"eval-memorization --fail-over") :; return ;;
         "eval-memorization --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
@@ -200,6 +205,21 @@ _llmctl() {
         "eval-ter --format") _llmctl_words "auto lines jsonl"; return ;;
         "eval-ter --test") _llmctl_words "bootstrap randomization"; return ;;
         "eval-ter --samples"|"eval-ter --config") _llmctl_files -f; return ;;
+        "eval-task --kind") _llmctl_words "auto choice generate classify tag"; return ;;
+        "eval-task --template"|"eval-task --map"|"eval-task --choice"|"eval-task --delimiter"|"eval-task --metrics"|"eval-task --extract"|"eval-task --threshold"|"eval-task --shots"|"eval-task --examples"|"eval-task --instruction"|"eval-task --separator"|"eval-task --seed"|"eval-task --chat-template"|"eval-task --system"|"eval-task --stop"|"eval-task --max-tokens"|"eval-task --temperature"|"eval-task --limit"|"eval-task --group"|"eval-task --shift"|"eval-task --shift-field"|"eval-task --train"|"eval-task --ngram"|"eval-task --device"|"eval-task --threads"|"eval-task --ci"|"eval-task --batch-size"|"eval-task --batch-tokens"|"eval-task --fail-under"|"eval-task --fail-over") :; return ;;
+        "eval-task --normalise") _llmctl_words "none strip lower squad"; return ;;
+        "eval-task --take") _llmctl_words "first last"; return ;;
+        "eval-task --scheme") _llmctl_words "lenient IOB1 IOB2 IOE1 IOE2 IOBES BILOU"; return ;;
+        "eval-task --choose") _llmctl_words "seed first similar"; return ;;
+        "eval-task --order") _llmctl_words "auto seed first similar"; return ;;
+        "eval-task --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "eval-task --samples"|"eval-task --config") _llmctl_files -f; return ;;
+        "eval-metric --pred-field"|"eval-metric --ref-field"|"eval-metric --option"|"eval-metric --field"|"eval-metric --variant"|"eval-metric --seed"|"eval-metric --fail-under"|"eval-metric --fail-over") :; return ;;
+        "eval-metric --format") _llmctl_words "auto lines jsonl"; return ;;
+        "eval-metric --samples"|"eval-metric --config") _llmctl_files -f; return ;;
+        "eval-harness --tasks"|"eval-harness --include-path"|"eval-harness --shots"|"eval-harness --limit"|"eval-harness --chat-template"|"eval-harness --system"|"eval-harness --gen-kwargs"|"eval-harness --bootstrap"|"eval-harness --seed"|"eval-harness --fail-under"|"eval-harness --fail-over"|"eval-harness --device"|"eval-harness --threads"|"eval-harness --batch-tokens"|"eval-harness --batch-size") :; return ;;
+        "eval-harness --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
+        "eval-harness --samples"|"eval-harness --config") _llmctl_files -f; return ;;
         "eval-compare --metric"|"eval-compare --replicates"|"eval-compare --ci"|"eval-compare --seed"|"eval-compare --lower"|"eval-compare --fail-under"|"eval-compare --device"|"eval-compare --threads") :; return ;;
         "eval-compare --test") _llmctl_words "randomisation bootstrap mcnemar"; return ;;
         "eval-compare --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
@@ -257,13 +277,17 @@ _llmctl() {
         "fill-mask") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --top-k --config -h --help" ;;
         "embed") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -o --out --force --no-force --pooling --normalize --no-normalize --max-tokens --config -h --help" ;;
         "classify") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --pair --pair-field --level --aggregation --threshold --max-tokens --config -h --help" ;;
+        "score") words="-p --prompt --format --field --special --no-special --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --window --stride --bos --no-bos --masking --batch-tokens --prompt-field --logprobs --no-logprobs --config -h --help" ;;
         "eval-ppl") words="--device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --window --stride --bos --no-bos --masking --batch-tokens --against --by --undo --seed --split --field --format --documents --errors --limit --samples --force --no-force --fail-over --config -h --help" ;;
-        "eval-safety") words="--refusals --harmless --classifier --label --toxic-from --words --pii --no-pii --pii-kind --pii-from --terms --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --completion-field --prompt-field --by --samples --force --no-force --fail-over --fail-under --config -h --help" ;;
+        "eval-safety") words="--refusals --harmless --classifier --label --toxic-from --words --pii --no-pii --pii-kind --pii-from --terms --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --completion-field --prompt-field --by --ci --seed --samples --force --no-force --fail-over --fail-under --config -h --help" ;;
         "eval-memorization") words="--prefix --suffix --count --control --seed --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --field --format --documents --pii --no-pii --batch-size --samples --force --no-force --fail-over --config -h --help" ;;
         "eval-rouge") words="--pred-field --ref-field --format --kinds --stem --no-stem --words --sentences --weight --ci --resamples --seed --json --no-json -q --quiet --no-quiet --color --no-color --samples --force --no-force --fail-under --config -h --help" ;;
         "eval-bleu") words="--pred-field --ref-field --format --tokenize --lowercase --no-lowercase --smooth-method --smooth-value --max-order --effective-order --no-effective-order --ci --baseline --test --resamples --shuffles --seed --sentence-level --no-sentence-level --samples --force --no-force --varying --no-varying --json --no-json -q --quiet --no-quiet --color --no-color --fail-under --config -h --help" ;;
         "eval-chrf") words="--pred-field --ref-field --format --char-order --word-order --beta --lowercase --no-lowercase --whitespace --no-whitespace --eps-smoothing --no-eps-smoothing --ci --baseline --test --resamples --shuffles --seed --sentence-level --no-sentence-level --samples --force --no-force --varying --no-varying --json --no-json -q --quiet --no-quiet --color --no-color --fail-under --config -h --help" ;;
         "eval-ter") words="--pred-field --ref-field --format --case-sensitive --no-case-sensitive --normalized --no-normalized --punct --no-punct --asian-support --no-asian-support --ci --baseline --test --resamples --shuffles --seed --sentence-level --no-sentence-level --samples --force --no-force --varying --no-varying --json --no-json -q --quiet --no-quiet --color --no-color --fail-over --config -h --help" ;;
+        "eval-task") words="--kind --template --map --choice --delimiter --metrics --normalise --extract --take --scheme --threshold --shots --examples --choose --order --instruction --separator --seed --chat-template --system --stop --max-tokens --temperature --limit --group --shift --shift-field --train --ngram --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --ci --samples --force --no-force --batch-size --batch-tokens --fail-under --fail-over --config -h --help" ;;
+        "eval-metric") words="--pred-field --ref-field --format --option --field --variant --seed --json --no-json -q --quiet --no-quiet --color --no-color --samples --force --no-force --fail-under --fail-over --config -h --help" ;;
+        "eval-harness") words="--tasks --include-path --shots --limit --chat --no-chat --chat-template --system --gen-kwargs --bootstrap --seed --fail-under --fail-over --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --samples --force --no-force --batch-tokens --batch-size --config -h --help" ;;
         "eval-compare") words="--metric --test --replicates --ci --seed --lower --fail-under --fail-worse --no-fail-worse --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --plot --force --no-force --config -h --help" ;;
         "bench") words="--dtype --engine --rows --prompt-tokens --new-tokens --rounds --json --no-json -q --quiet --no-quiet --color --no-color --device --threads --fail-under --config -h --help" ;;
         "memcalc") words="--preset --family --kind --layers --encoder-layers --width --heads --kv-heads --head-dim --ff --context --window --position --attention --head --mode --batch --sequence --source --scored --dtype --precision --gradients-fp32 --no-gradients-fp32 --optimizer --device --packed --no-packed --recompute --no-recompute --fused-attention --no-fused-attention --loss-chunk --lora-rank --lora-targets --quantize --zero --data-parallel --tensor-parallel --sequence-parallel --no-sequence-parallel --pipeline-parallel --implementation --method --rank --dropout --targets --train --last --virtual-tokens --bottleneck --base-dtype --double-quant --no-double-quant --json --no-json -q --quiet --no-quiet --color --no-color --vocab-size --stored --rule --fit --solve --tokens --flops --config -h --help" ;;
@@ -278,7 +302,7 @@ _llmctl() {
         return
     fi
     case "$command" in
-        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain finetune distill refresh lora-merge merge export prune quantize prompt generate chat serve fill-mask embed classify eval-ppl eval-safety eval-memorization eval-rouge eval-bleu eval-chrf eval-ter eval-compare bench memcalc inspect attention verify plot completion" ;;
+        "") _llmctl_words "corpus train-tokenizer tokenize detokenize pretrain finetune distill refresh lora-merge merge export prune quantize prompt generate chat serve fill-mask embed classify score eval-ppl eval-safety eval-memorization eval-rouge eval-bleu eval-chrf eval-ter eval-task eval-metric eval-harness eval-compare bench memcalc inspect attention verify plot completion" ;;
         "corpus") _llmctl_words "docs source summaries" ;;
         "train-tokenizer") _llmctl_files -f ;;
         "tokenize") _llmctl_files -f ;;
@@ -299,6 +323,7 @@ _llmctl() {
         "fill-mask") _llmctl_files -f ;;
         "embed") _llmctl_files -f ;;
         "classify") _llmctl_files -f ;;
+        "score") _llmctl_files -f ;;
         "eval-ppl") _llmctl_files -f ;;
         "eval-safety") _llmctl_files -f ;;
         "eval-memorization") _llmctl_files -f ;;
@@ -306,6 +331,9 @@ _llmctl() {
         "eval-bleu") _llmctl_files -f ;;
         "eval-chrf") _llmctl_files -f ;;
         "eval-ter") _llmctl_files -f ;;
+        "eval-task") _llmctl_files -f ;;
+        "eval-metric") _llmctl_files -f ;;
+        "eval-harness") _llmctl_files -f ;;
         "eval-compare") _llmctl_files -f ;;
         "bench") _llmctl_files -f ;;
         "memcalc") _llmctl_files -f ;;
