@@ -59,11 +59,11 @@ class Compute:
 
 
 @dataclass(frozen=True)
-class Texts:
+class Source:
     """Input.
 
     Raises:
-        UserError: no texts, or from two places; an impossible size of a batch.
+        UserError: no texts, or from two places.
     """
 
     file: Annotated[str | None, typer.Argument(help="Texts, a line each or a JSON record a line; - for stdin.")] = None
@@ -73,13 +73,26 @@ class Texts:
     ] = "auto"
     field: Annotated[str | None, "Field of a record that holds the text; default: text, or else prompt."] = None
     special: Annotated[bool, "Read special tokens typed in a text as such."] = False
-    batch_size: Annotated[int, "Texts read by the model at a time."] = 32
 
     def __post_init__(self) -> None:
         if self.prompt and self.file is not None:
             raise UserError(f"Texts come from -p or from {self.file}, not both.", "Leave one out.", Exit.USAGE)
         if not self.prompt and self.file is None:
             raise UserError("There is no text.", 'Add -p "A text.", a FILE, or - for stdin.', Exit.USAGE)
+
+
+@dataclass(frozen=True)
+class Texts(Source):
+    """Input.
+
+    Raises:
+        UserError: no texts, or from two places; an impossible size of a batch.
+    """
+
+    batch_size: Annotated[int, "Texts read by the model at a time."] = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.batch_size < 1:
             raise UserError(f"--batch-size is {self.batch_size}, wanted 1 or more.", code=Exit.USAGE)
 

@@ -11,7 +11,7 @@ import typer
 
 from llmctl.console import Console, Progress
 from llmctl.errors import Exit, UserError
-from llmctl.flags import Texts, invocation
+from llmctl.flags import Source, invocation
 
 if TYPE_CHECKING:
     from llmctl.core.data.requests import Request
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FIELDS = ("text", "prompt")  # where a record's text is looked for when no field is named
 
 
-def check_source(texts: Texts) -> None:
+def check_source(texts: Source) -> None:
     """Check that the file of texts is there, before anything heavy is loaded.
 
     Raises:
@@ -30,7 +30,7 @@ def check_source(texts: Texts) -> None:
 
 
 @contextmanager
-def requests(texts: Texts) -> "Iterator[Iterator[Request]]":
+def requests(texts: Source) -> "Iterator[Iterator[Request]]":
     """The texts that a command was given, one at a time; at least one.
 
     Raises:
@@ -49,7 +49,7 @@ def requests(texts: Texts) -> "Iterator[Iterator[Request]]":
         yield chain([first], found)
 
 
-def progress(console: Console, texts: Texts, label: str) -> Any:
+def progress(console: Console, texts: Source, label: str) -> Any:
     """Progress where the answers themselves are not progress enough."""
     quiet = texts.file is None or (sys.stdout is not None and sys.stdout.isatty())
     return nullcontext(Progress()) if quiet else console.progress(None, "texts", label)
@@ -64,7 +64,7 @@ class Records:
         columns: heads of the table.
     """
 
-    def __init__(self, console: Console, texts: Texts, columns: tuple[str, ...] = ()):
+    def __init__(self, console: Console, texts: Source, columns: tuple[str, ...] = ()):
         terminal = sys.stdout is not None and sys.stdout.isatty()
         self.console = console
         self.columns = columns if terminal and texts.file is None and not console.shown.json else ()

@@ -6,7 +6,9 @@ from llmctl.errors import Exit, UserError
 from llmctl.spec.model import Kind, ModelConfig
 from llmctl.spec.sample import KV_BITS, KvDtype
 
-Task = Literal["generate", "chat", "eval-ppl", "likelihood", "fill-mask", "embed", "classify", "eval-memorization"]
+Task = Literal[
+    "generate", "chat", "eval-ppl", "score", "likelihood", "fill-mask", "embed", "classify", "eval-memorization"
+]
 
 # What each kind of model is asked, by the commands that suit it.
 _HINTS: dict[Kind, str] = {
@@ -19,6 +21,7 @@ _KINDS: dict[Task, tuple[Kind, ...]] = {
     "generate": ("decoder", "encoder-decoder"),
     "chat": ("decoder",),
     "eval-ppl": ("decoder", "encoder", "encoder-decoder"),
+    "score": ("decoder", "encoder", "encoder-decoder"),
     "likelihood": ("decoder", "encoder-decoder"),
     "fill-mask": ("encoder",),
     "embed": ("decoder", "encoder", "encoder-decoder"),

@@ -1,6 +1,6 @@
 """Passages: documents as the ids that a model scores, from texts or from token directories."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ class Passage(NamedTuple):
         words: of the same text, parted by white space.
         source: file and, where it has several documents, line or row: "corpus.jsonl:12".
         record: the fields of a JSON line or a CSV row.
+        encoder: what the encoder of an encoder-decoder reads, where the ids are what its decoder says after that.
     """
 
     ids: list[int]
@@ -32,6 +33,7 @@ class Passage(NamedTuple):
     words: int = 0
     source: str = ""
     record: dict | None = None
+    encoder: Sequence[int] = ()
 
 
 class Framing:
@@ -49,6 +51,10 @@ class Framing:
         """A text as a passage."""
         return self._passage(self.tokenizer.encode(document.text), document.text, document.source, document.record)
 
+    def alone(self, text: str, special: bool = False) -> Passage:
+        """A text that comes from nowhere; `special`: tokens typed in it are parsed."""
+        return self._passage(self.tokenizer.encode(text, special), text, "", None)
+
     def split(self, name: str, split: Split, eos: int) -> Iterator[Passage]:
         """The documents of a split, without the token that ends each, so that they equal their texts.
 
@@ -60,7 +66,9 @@ class Framing:
 
     def _passage(self, ids: list[int], text: str, source: str, record: dict | None) -> Passage:
         size, words, scored = len(text.encode("utf-8", "surrogatepass")), len(text.split()), len(ids)
-        if self.start is not None:
+        if self.start is not None and ids[:1] == [self.start]:  # typed
+            scored -= 1
+        elif self.start is not None:
             ids = [self.start, *ids]
         elif self.first_unscored and ids:
             first = self._decoded(ids[:1])

@@ -172,7 +172,7 @@ def measured(
 
 
 class Windows:
-    """Decoders: sliding windows.
+    """Decoders: sliding windows; or what a decoder says after what its encoder reads, whole.
 
     Args:
         window: tokens of context and prediction together, at least 2.
@@ -187,6 +187,9 @@ class Windows:
 
     def parts(self, passage: Passage) -> Iterator[Asked]:
         check_known(passage.ids, self.model.config)
+        if passage.encoder:
+            yield Asked(passage.ids, passage.scored, passage.encoder)
+            return
         unscored = len(passage.ids) - passage.scored
         end = 1
         for one in windows(passage.ids, self.window, self.stride):
