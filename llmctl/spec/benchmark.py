@@ -35,6 +35,7 @@ from llmctl.spec.shots import Choice, Order
 Kind = Literal["choice", "generate", "classify", "tag"]
 AskedKind = Literal["auto", "choice", "generate", "classify", "tag"]
 Normal = Literal["none", "strip", "lower", "squad"]
+Strict = Literal["IOB1", "IOB2", "IOE1", "IOE2", "IOBES", "BILOU"]
 Scheme = Literal["lenient", "IOB1", "IOB2", "IOE1", "IOE2", "IOBES", "BILOU"]
 Taken = Literal["first", "last"]
 

@@ -27,6 +27,13 @@ class Sums(NamedTuple):
     ends: Callable[[Sequence[float]], float]
 
 
+class Interval(NamedTuple):
+    """Where a figure lies, at a level of confidence."""
+
+    low: float
+    high: float
+
+
 class Answered(NamedTuple):
     """What a model answered to a task.
 
@@ -78,13 +85,35 @@ def mean_stderr(values: NDArray[np.float64]) -> float | None:
 
 
 def bootstrap_stderr(sums: Sums, seed: int) -> float | None:
-    """The standard deviation of a figure over bootstrap samples; None where it is not a number in any."""
+    """The standard deviation of a figure over bootstrap samples; None where it is a number in fewer than two."""
+    known = replicated(sums, seed)
+    return float(known.std(ddof=1)) if len(known) > 1 else None
+
+
+def intervals(
+    names: Sequence[str], samples: Sequence[Sample], together: Mapping[str, Sums], seed: int, level: float
+) -> dict[str, Interval]:
+    """The interval that holds the middle `level` of bootstrap samples of each figure; arguments as of `figures`."""
+    made = {}
+    for name in names:
+        sums = together.get(name)
+        if sums is None:
+            values = np.array([[sample.scores[name]] for sample in samples], np.float64)
+            sums = Sums(values, lambda totals: totals[0] / len(samples))
+        known = replicated(sums, seed)
+        if len(known):
+            low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+            made[name] = Interval(float(low), float(high))
+    return made
+
+
+def replicated(sums: Sums, seed: int) -> NDArray[np.float64]:
+    """A figure over bootstrap samples, where it is a number; of fewer than two records none."""
     records = len(sums.rows)
     if records < 2:
-        return None
+        return np.zeros(0)
     stream = np.random.default_rng(seed % 2**64)
     replicates = min(REPLICATES, max(LEAST, DRAWS // records))
     shares = np.full(records, 1 / records)
     found = [sums.ends((stream.multinomial(records, shares) @ sums.rows).tolist()) for _ in range(replicates)]
-    known = np.array([value for value in found if math.isfinite(value)])
-    return float(known.std(ddof=1)) if len(known) > 1 else None
+    return np.array([value for value in found if math.isfinite(value)])

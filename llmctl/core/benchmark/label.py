@@ -23,6 +23,7 @@ from llmctl.core.metrics.schemes import reader_of
 from llmctl.core.text.templates import mapped
 from llmctl.errors import UserError
 from llmctl.spec.benchmark import Task
+from llmctl.spec.model import Problem
 from llmctl.spec.sets import TAGS
 
 SEVERAL = {"acc": "accuracy", "f1": "f1", "macro_f1": "macro_f1"}  # figures of several labels: ours to those of labels
@@ -143,7 +144,7 @@ class _Quantities:
         return {name: sums for name, sums in every.items() if name in self.names}
 
 
-JUDGES: dict[str, Callable[[Labels, Task, Sequence[str]], Any]] = {
+JUDGES: dict[Problem, Callable[[Labels, Task, Sequence[str]], Any]] = {
     "single_label": _One,
     "multi_label": _Several,
     "regression": _Quantities,

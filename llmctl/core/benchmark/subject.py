@@ -39,6 +39,7 @@ class Subject:
     Attributes:
         path: of its checkpoint, or of an adapter.
         said: generation_config.json, or where there is none, config.json.
+        dtype: of its numbers: "float32".
         batch_tokens: tokens that pass through it at once, where it reads.
         rows: texts that it writes, or labels, at a time.
         read, written: tokens so far.
@@ -49,6 +50,7 @@ class Subject:
     tokenizer: Tokenizer
     place: Place
     said: dict[str, Any]
+    dtype: str
     batch_tokens: int = 8192
     rows: int = 16
     read: int = 0
@@ -76,7 +78,8 @@ class Subject:
         said = checkpoint.generation or read_config_json(Path(path))
         tokenizer = checkpoint.tokenizer()
         model = checkpoint.model(place.device, DTYPES.get(dtype))
-        return cls(Path(path), model, tokenizer, place, said, batch_tokens, rows)
+        numbers = str(next(model.parameters()).dtype).removeprefix("torch.")
+        return cls(Path(path), model, tokenizer, place, said, numbers, batch_tokens, rows)
 
     @property
     def config(self) -> ModelConfig:

@@ -1,11 +1,12 @@
 """Schemes: the spans that tags mark when they are read strictly, by IOB2 and its kin."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from llmctl.core.metrics.labels import OUTSIDE, spans
 from llmctl.errors import Exit, UserError
-from llmctl.spec.benchmark import Scheme
+from llmctl.spec.benchmark import Scheme, Strict
 
 Spans = set[tuple[str, int, int]]  # kind, first word, one past the last
 
@@ -37,7 +38,7 @@ def _rules(prefixes: str, begins: str, goes_on: str, ends: str) -> _Rules:
     return _Rules(prefixes, *found)
 
 
-_STRICT: dict[Scheme, _Rules] = {
+_STRICT: dict[Strict, _Rules] = {
     "IOB1": _rules("IOB", "OI* II! BI* IB= BB=", "BI= II=", "II! IO* IB* BO* BI! BB="),
     "IOB2": _rules("IOB", "?B*", "BI= II=", "IO* II! IB* BO* BI! BB*"),
     "IOE1": _rules("IOE", "OI* II! EI* EE=", "II= IE=", "II! IO* IE! EI= EE="),
@@ -47,7 +48,7 @@ _STRICT: dict[Scheme, _Rules] = {
 }
 
 
-def strict_spans(tagged: Sequence[str], scheme: Scheme) -> Spans:
+def strict_spans(tagged: Sequence[str], scheme: Strict) -> Spans:
     """The spans in the tags of a text's words, read by a scheme: what does not begin or end as it says is none.
 
     Raises:
@@ -75,7 +76,7 @@ def _pair(before: tuple[str, str], now: tuple[str, str]) -> str:
     return before[0] + now[0] + ("=" if before[1] == now[1] else "!")
 
 
-def _parts(tag: str, rules: _Rules, scheme: Scheme) -> tuple[str, str]:
+def _parts(tag: str, rules: _Rules, scheme: Strict) -> tuple[str, str]:
     """A tag's prefix and kind; a prefix alone has the kind "_"."""
     prefix = tag[:1]
     if prefix not in rules.prefixes or tag[1:2] not in ("", "-"):
@@ -90,4 +91,4 @@ def _parts(tag: str, rules: _Rules, scheme: Scheme) -> tuple[str, str]:
 
 def reader_of(scheme: Scheme) -> Callable[[Sequence[str]], Spans]:
     """What finds the spans in tags."""
-    return spans if scheme == "lenient" else lambda tagged: strict_spans(tagged, scheme)
+    return spans if scheme == "lenient" else partial(strict_spans, scheme=scheme)
