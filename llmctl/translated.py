@@ -47,10 +47,10 @@ class Evaluation:
         self.console, self.inputs, self.pairing = console, inputs, pairing
         self.options, self.comparison, self.scored = options, comparison, scored
         self.name = invocation().command.removeprefix("eval-")
-        check_inputs(inputs[0], inputs[1:])
         if comparison.baseline and "-" in (*inputs[1:], *comparison.baseline):
             hint = "Write what comes through the pipe to a file; the predictions alone may come from stdin."
             raise UserError("--baseline reads the references once more, so - cannot stand for them.", hint, Exit.USAGE)
+        check_inputs(inputs[0], (*inputs[1:], *comparison.baseline))
 
     def run(self, under: dict[str, float], over: dict[str, float]) -> None:
         """Score, and tell.
@@ -151,7 +151,6 @@ class Evaluation:
         keep = self._resampled or bool(self.comparison.baseline)
         systems = [Counts(self.options, keep) for _ in (0, *self.comparison.baseline)]
         with self.console.progress(None, "pairs", "scoring") as progress:
-            progress.update(0)
             for ready in self._read():
                 for counts, pairs in zip(systems, zip(*ready, strict=True), strict=True):
                     rows = counts.add((pair.prediction, pair.references) for pair in pairs)

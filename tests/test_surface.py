@@ -42,6 +42,7 @@ MISSING = {
     "eval-chrf": ["missing.txt", "missing.txt"],
     "eval-ter": ["missing.txt", "missing.txt"],
     "eval-metric": ["exact_match", "missing.txt"],
+    "eval-rouge": ["missing.jsonl"],
     "eval-safety": ["missing.jsonl"],
     "eval-task": ["missing", "missing.jsonl"],
     "eval-memorization": ["missing", "missing.txt"],

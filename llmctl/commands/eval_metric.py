@@ -11,7 +11,7 @@ from llmctl.flags import Shown, expand
 from llmctl.spec.files import write_file
 from llmctl.spec.foreign import Foreign
 from llmctl.spec.limits import check_limits, parse_limits
-from llmctl.spec.pairs import Pairing
+from llmctl.spec.pairs import Pairing, check_inputs
 
 
 @expand
@@ -50,13 +50,16 @@ def eval_metric(
     from contextlib import ExitStack, redirect_stdout
 
     from llmctl.console import Console
+    from llmctl.core.metrics.named import module_of
+
+    module_of(metric)
+    check_inputs(predictions, references)
 
     console = Console(shown)
     with redirect_stdout(sys.stderr):  # a module may print, but stdout is data
         from llmctl.core.metrics.foreign import run
 
         with console.progress(None, "examples", "reading") as progress:
-            progress.update(0)
             found = run(metric, predictions, references, pairing, foreign, progress.update)
     each = found.each if samples is not None else {}
     if samples is not None and not each:

@@ -1,6 +1,7 @@
 """Pairs: where the predictions and the references of an evaluation are found in files."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from llmctl.errors import Exit, UserError
@@ -38,10 +39,12 @@ class Pairing:
 
 
 def check_inputs(predictions: str, references: tuple[str, ...]) -> None:
-    """Refuses stdin named twice, before anything is read.
+    """Refuses stdin named twice and files that are not there, before anything is read.
 
     Raises:
-        UserError: it is.
+        UserError: there is such.
     """
     if [predictions, *references].count("-") > 1:
         raise UserError("stdin can be read once, but - stands for two files.", code=Exit.USAGE)
+    if absent := [path for path in (predictions, *references) if path != "-" and not Path(path).exists()]:
+        raise UserError(f"{', '.join(absent)}: no such file.", "Check the path.")

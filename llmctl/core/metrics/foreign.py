@@ -1,6 +1,5 @@
 """Foreign metrics: modules of `evaluate`, from a file, ours by name, or the hub's."""
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,13 +12,12 @@ import numpy as np
 
 from llmctl import __version__
 from llmctl.core.metrics.inputs import read_rows
+from llmctl.core.metrics.named import HUB, module_of
 from llmctl.errors import UserError
 from llmctl.spec.files import sha256_of
 from llmctl.spec.foreign import Foreign
 from llmctl.spec.pairs import Pairing
 
-MODULES = Path(__file__).parent / "modules"
-HUB = "hf:"
 TOGETHER = 1000  # examples that a metric is given at a time
 
 
@@ -102,30 +100,20 @@ def _guarded(name: str, work: Callable[[], Any]) -> Any:
         ) from error
 
 
-def ours() -> list[str]:
-    """The names of our own modules."""
-    return sorted(path.stem for path in MODULES.glob("*.py") if path.stem not in ("__init__", "described"))
-
-
 def open_metric(name: str, variant: str | None, cache: Path) -> tuple[evaluate.EvaluationModule, str]:
     """A metric, and what identifies its code.
 
     Args:
-        name: of one of ours, the path of a module or of its directory, or "hf:NAME" for one of the hub's.
+        name: as `module_of` takes it.
         variant: its configuration ("mrpc" of glue); None: the default one.
         cache: directory for what it is given.
 
     Raises:
         UserError: there is none of that name, or it cannot be loaded.
     """
-    path = MODULES / f"{name}.py" if name in ours() else Path(name)
-    path = path / f"{path.resolve().name}.py" if path.is_dir() else path
-    hub = name.startswith(HUB)
-    if not hub and not path.is_file():
-        hint = f"Ours: {', '.join(ours())}; a path; or {HUB}{Path(name).stem} from the hub."
-        raise UserError(f"{path} is no metric's module.", hint)
-    evaluate.config.HF_EVALUATE_OFFLINE = not hub
-    asked = name.removeprefix(HUB) if hub else os.fspath(path.resolve())
+    path = module_of(name)
+    evaluate.config.HF_EVALUATE_OFFLINE = path is not None
+    asked = name.removeprefix(HUB) if path is None else str(path.resolve())
     try:
         metric = evaluate.load(asked, config_name=variant, cache_dir=str(cache))
     except ImportError as error:
@@ -134,7 +122,7 @@ def open_metric(name: str, variant: str | None, cache: Path) -> tuple[evaluate.E
         raise UserError(
             f"{name} cannot be loaded: {type(error).__name__}: {error}", "Is it a metric's module?"
         ) from error
-    return metric, "hub" if hub else sha256_of(path)[:12]
+    return metric, "hub" if path is None else sha256_of(path)[:12]
 
 
 def feature_sets(metric: evaluate.EvaluationModule) -> list[dict[str, Any]]:
