@@ -77,7 +77,7 @@ def eval_task(
     from llmctl.core.benchmark.report import line, results, sample_record
     from llmctl.core.benchmark.run import run
     from llmctl.core.benchmark.subject import Subject
-    from llmctl.core.benchmark.suite import about, figures_of, run_suite
+    from llmctl.core.benchmark.suite import about, figures_of, footprint, run_suite
 
     console = Console(shown)
     subject = Subject.open(path, compute.device, compute.dtype, compute.threads, batch_tokens, batch_size)
@@ -111,7 +111,7 @@ def eval_task(
     told_ = results(subject, outcomes, between)
     signatures = told_["signatures"]
     whole = f"suite:{suite.name}|tasks:{len(outcomes)}|version:llmctl-{__version__}"
-    report = {**told_, **about(found), "warnings": warnings}
+    report = {**told_, **about(found), "efficiency": footprint(subject), "warnings": warnings}
     report |= {"signature": next(iter(signatures.values())) if len(signatures) == 1 else whole}
     report |= {} if ci is None else {"level": ci}
     console.report(report, None if shown.json else _table(console, path, found, between))
@@ -131,16 +131,18 @@ def _suite(files: tuple[str, ...], asking: Asking, aspects: Aspects) -> Suite:
     entries: list[Entry] = []
     names = [Path(file).name.partition(".")[0] or file if file != "-" else "stdin" for file in files]
     options = {field.name: getattr(asking, field.name) for field in fields(asking)}
+    title = names[0]
     for file, name in zip(files, names, strict=True):
         if file.endswith(".toml"):
-            entries += read_suite(Path(file), asking, aspects).entries
+            suite = read_suite(Path(file), asking, aspects)
+            title, entries = suite.name, [*entries, *suite.entries]
         else:
             task = Task(**options, file=file, name=name if names.count(name) == 1 else file)
             entries.append(Entry(task, aspects))
     named = [entry.task.name for entry in entries]
     if twice := next((name for name in named if named.count(name) > 1), None):
         raise UserError(f"Two tasks are called {twice}.", "Name each file once.", Exit.USAGE)
-    return Suite(names[0] if len(files) == 1 else "tasks", tuple(entries))
+    return Suite(title if len(files) == 1 else "tasks", tuple(entries))
 
 
 def _check(ci: float | None, batch_size: int, batch_tokens: int) -> None:
@@ -180,22 +182,25 @@ def _table(console: "Console", path: Path, found: "Result", between: dict[str, d
 
 
 def _suite_table(console: "Console", path: Path, found: "Result") -> Any:
+    """A task a line with its aspects, then the means; three digits, so that a line fits a terminal."""
     each = {one.name: _aspects(one) for one in found.judged}
     extra = list(dict.fromkeys(name for row in each.values() for name in row))
     rows: list[tuple[object, ...]] = [
         (
             one.name,
-            len(one.outcome.samples),
+            str(len(one.outcome.samples)),
             one.outcome.main,
-            one.main.value,
-            _error(one.main.stderr),
-            *(each[one.name].get(name) for name in extra),
+            _digits(one.main.value),
+            _digits(one.main.stderr),
+            *(_digits(each[one.name].get(name)) for name in extra),
         )
         for one in found.judged
     ]
     means = {**found.categories, **({} if found.mean is None else {"mean": found.mean})}
-    rows += [(name, "", "", mean.value, _error(mean.stderr), *("" for _ in extra)) for name, mean in means.items()]
-    columns = ("task", "records", "figure", "value", "± error", *(name.replace("_", " ") for name in extra))
+    rows += [
+        (name, "", "", _digits(mean.value), _digits(mean.stderr), *("" for _ in extra)) for name, mean in means.items()
+    ]
+    columns = ("task", "n", "figure", "value", "±", *(name.replace("_", " ") for name in extra))
     return console.table(f"{path}: {found.suite.name}", columns, rows)
 
 
@@ -205,15 +210,16 @@ def _aspects(one: "Judged") -> dict[str, float]:
     if one.calibration is not None:
         found["ECE"] = one.calibration.ece
     if one.robustness is not None:
-        found["robustness"] = one.robustness.worst.value
+        found["robust"] = one.robustness.worst.value
     if one.fairness is not None:
         found["worst_group"] = one.fairness.groups[one.fairness.worst].figure.value
-        found["gap"] = one.fairness.gap
     if one.contamination is not None:
-        found["contaminated"] = one.contamination.share
-        if one.contamination.clean is not None:
-            found["clean"] = one.contamination.clean.value
-    return {**found, "s_per_record": one.efficiency.seconds_per_record}
+        found["seen"] = one.contamination.share
+    return {**found, "s_each": one.efficiency.seconds_per_record}
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
 
 
 def _error(value: float | None) -> object:

@@ -43,6 +43,7 @@ class Sample:
         replies: what the model gave to each: a log-likelihood (nats) with whether it is the greedy continuation; or a
             text as it was written.
         cut: whether the beginning of the prompt was left out, for it was longer than the model's context.
+        overlap: share of the record's runs of words that training text has; None: not looked for, or too short.
     """
 
     number: int
@@ -58,6 +59,7 @@ class Sample:
     asked: tuple[tuple[str, str], ...] = ()
     replies: tuple[Any, ...] = ()
     cut: bool = False
+    overlap: float | None = None
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,8 @@ def sample_record(sample: Sample, outcome: Outcome) -> dict[str, Any]:
         "chances": sample.chances,
         "scores": sample.scores,
     }
+    if sample.overlap is not None:
+        made["overlap"] = sample.overlap
     made["target_hash"] = _sha256(str(made["target"]))
     return {**sample.scores, **made} if not made.keys() & sample.scores.keys() else made
 

@@ -26,6 +26,7 @@ from llmctl.spec.families import read_config_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.sample import Sampling
 from llmctl.spec.search import Search
+from llmctl.spec.sizes import parameters
 from llmctl.spec.tasks import suited
 
 POOL = 16  # batches of texts that are read ahead and sorted by length, so that little is padded
@@ -43,6 +44,7 @@ class Subject:
         batch_tokens: tokens that pass through it at once, where it reads.
         rows: texts that it writes, or labels, at a time.
         read, written: tokens so far.
+        bytes: of its weights, as they were loaded.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class Subject:
     rows: int = 16
     read: int = 0
     written: int = 0
+    bytes: int = 0
     slower: str = field(default="", init=False)
     _ready: bool = field(default=False, init=False)
 
@@ -79,7 +82,13 @@ class Subject:
         tokenizer = checkpoint.tokenizer()
         model = checkpoint.model(place.device, DTYPES.get(dtype))
         numbers = str(next(model.parameters()).dtype).removeprefix("torch.")
-        return cls(Path(path), model, tokenizer, place, said, numbers, batch_tokens, rows)
+        size = sum(one.numel() * one.element_size() for one in (*model.parameters(), *model.buffers()))
+        return cls(Path(path), model, tokenizer, place, said, numbers, batch_tokens, rows, bytes=size)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that the model below any adapter has learned."""
+        return parameters(self.config)  # those that the model itself holds are other ones once it is made ready to write
 
     @property
     def config(self) -> ModelConfig:

@@ -19,6 +19,7 @@ from llmctl.core.benchmark.aspects import (
 from llmctl.core.benchmark.calibration import BINS, COVERAGE, Calibration
 from llmctl.core.benchmark.contamination import LEAST, Contamination, contamination, training_texts
 from llmctl.core.benchmark.outcome import Figure, Outcome
+from llmctl.core.benchmark.subject import Subject
 from llmctl.spec.benchmark import Task
 from llmctl.spec.suite import Entry, Suite
 
@@ -176,11 +177,16 @@ def _search(judged: Sequence[Judged], train: Sequence[str], n: int) -> None:
         part = Contamination(n, overlaps, found.words, found.documents)
         clean = [place for place, dirty in enumerate(part.contaminated) if not dirty]
         figure = figure_among(one.outcome, clean) if clean else None
+        for sample, overlap in zip(samples, overlaps, strict=True):
+            sample.overlap = overlap
         one.contamination = Leaked(n, part.judged, sum(part.contaminated), part.share, overlaps, figure, found.words)
 
 
 def about(result: Result) -> dict[str, Any]:
-    """The means and the aspects of each task for a report: {"suite": {...}, "aspects": {task: {...}}}."""
+    """The means and the aspects of each task for a report: {"suite": {...}, "aspects": {task: {...}}}.
+
+    Categories are groups in the shape of lm-evaluation-harness, too.
+    """
     mean = result.mean
     suite = {
         "name": result.suite.name,
@@ -189,7 +195,19 @@ def about(result: Result) -> dict[str, Any]:
         "mean": None if mean is None else asdict(mean),
         "categories": {name: asdict(one) for name, one in result.categories.items()},
     }
-    return {"suite": suite, "aspects": {one.name: aspects_of(one) for one in result.judged}}
+    found = {"suite": suite, "aspects": {one.name: aspects_of(one) for one in result.judged}}
+    if not result.categories:
+        return found
+    groups = {
+        name: {"alias": name, "mean,none": one.value, "mean_stderr,none": "N/A" if one.stderr is None else one.stderr}
+        for name, one in result.categories.items()
+    }
+    return {**found, "groups": groups, "group_subtasks": {name: list(m.tasks) for name, m in result.categories.items()}}
+
+
+def footprint(subject: Subject) -> dict[str, int]:
+    """What a model takes: its parameters, bytes of its weights, and of the process at its peak."""
+    return {"parameters": subject.parameters, "bytes": subject.bytes, "peak_memory": subject.place.peak_memory()}
 
 
 def aspects_of(one: Judged) -> dict[str, Any]:
