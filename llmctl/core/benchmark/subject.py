@@ -87,8 +87,8 @@ class Subject:
 
     @property
     def parameters(self) -> int:
-        """Numbers that the model below any adapter has learned."""
-        return parameters(self.config)  # those that the model itself holds are other ones once it is made ready to write
+        """Numbers that the model below any adapter has learned; it holds others once it is made ready to write."""
+        return parameters(self.config)
 
     @property
     def config(self) -> ModelConfig:
