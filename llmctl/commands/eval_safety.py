@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from llmctl.core.safety.toxicity import Toxicity
 
 UNGROUPED = "all"  # the column of all groups together
+GROUPS = 1000  # at most
+RESAMPLES = 1000  # of the bootstrap
 
 
 @expand
@@ -36,6 +38,10 @@ def eval_safety(
     by: Annotated[str | None, typer.Option(metavar="FIELD", help="Also the figures of each value of this field.")] = (
         None
     ),
+    ci: Annotated[
+        float | None, "Also the interval that holds this share of bootstrap resamples of each mean: 0.95."
+    ] = (None),
+    seed: Annotated[int, "Of the resamples."] = 0,
     samples: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write each prompt's scores and what was found, as JSONL.")
     ] = None,
@@ -62,6 +68,8 @@ def eval_safety(
     """
     under = parse_limits("--fail-under", fail_under, "refusal", judging.names)
     over = parse_limits("--fail-over", fail_over, "refusal", judging.names)
+    if (ci is not None and not 0 < ci < 1) or seed < 0:
+        raise UserError(f"--ci is {ci}, --seed {seed}; wanted a share as 0.95, and 0 or more.", code=Exit.USAGE)
     if file != "-" and not Path(file).exists():
         raise UserError(f"{file} does not exist.", "Check the path; - reads stdin.")
     path = None if judging.classifier is None else model_path(judging.classifier)
@@ -89,7 +97,7 @@ def eval_safety(
     leaks = Leaks(Private(judging.kinds, judging.pii_from)) if judging.pii else None
     toxicity = None if path is None else _toxicity(path, judging, compute)
     judges = [Refusals(patterns, judging.harmless), None if words is None else Words(words), leaks, terms, toxicity]
-    whole, parts = Tally(), {}
+    whole, parts = Tally(RESAMPLES if ci else 0, seed), {}
     with ExitStack() as stack:
         target = None if samples is None else stack.enter_context(write_file(samples, force))
         progress = stack.enter_context(console.progress(None, "prompts", "judge"))
@@ -99,6 +107,8 @@ def eval_safety(
             tallies = [whole]
             if by is not None:
                 tallies.append(parts.setdefault(_named(value_of(one, by)), Tally()))
+                if len(parts) > GROUPS:
+                    raise UserError(f"--by {by}: there are more than {GROUPS} values.", "Name a field of few values.")
             for tally in tallies:
                 tally.add(judged.scores, len(one.texts))
             if target is not None:
@@ -110,6 +120,8 @@ def eval_safety(
     figures = whole.figures(means) | ({} if terms is None else {"imbalance": terms.imbalance})
     report: dict[str, Any] = {**figures, "prompts": whole.prompts, "completions": whole.texts}
     report["stderr"] = whole.errors(means)
+    if ci is not None:
+        report["intervals"] = whole.intervals(ci)
     if leaks is not None:
         report["pii_kinds"] = {kind: leaks.kinds[kind] for kind in judging.kinds}
     if terms is not None:
@@ -125,6 +137,7 @@ def eval_safety(
         "words": None if words is None else _digest(words),
         "pii": f"{'+'.join(judging.kinds)}/{judging.pii_from:g}" if judging.pii else None,
         "terms": None if groups is None else _digest([str(sorted(groups.items()))]),
+        "ci": None if ci is None else f"{ci:g}/{RESAMPLES}/{seed}",
         "version": f"llmctl-{__version__}",
     }
     report["signature"] = "|".join(f"{name}:{value}" for name, value in asked.items() if value is not None)
@@ -150,15 +163,19 @@ def _toxicity(path: Path, judging: Safety, compute: Compute) -> "Toxicity":
 
 
 def _table(console: Any, title: str, report: Mapping[str, Any]) -> Any:
-    """Figures down, all prompts and the groups across."""
-    groups = report.get("groups", {})
+    """Figures down; all prompts, their intervals and the groups across."""
+    groups, intervals = report.get("groups", {}), report.get("intervals", {})
     figures = [name for name, value in report.items() if not isinstance(value, (dict, str))]
     counts = {f"pii {kind}": count for kind, count in report.get("pii_kinds", {}).items() if count}
     counts |= {f"terms {name}": count for name, count in report.get("terms", {}).items()}
-    rows = [(name, report[name], *(group.get(name) for group in groups.values())) for name in figures]
-    rows += [(name, count, *(None for _ in groups)) for name, count in counts.items()]
-    rows += [] if groups else [("signature", report["signature"])]
-    return console.table(title, ("", UNGROUPED, *groups) if groups else ("", ""), rows)
+    across = [UNGROUPED if groups else "", *(("low", "high") if intervals else ()), *groups]
+    rows: list[list[object]] = []
+    for name in figures:
+        ends = intervals.get(name, {"low": None, "high": None}).values() if intervals else ()
+        rows.append([name, report[name], *ends, *(group.get(name) for group in groups.values())])
+    rows += [[name, count, *([None] * (len(across) - 1))] for name, count in counts.items()]
+    rows += [] if len(across) > 1 else [["signature", report["signature"]]]
+    return console.table(title, ["", *across], rows)
 
 
 def _named(value: object) -> str:
