@@ -88,6 +88,8 @@ class Entry:
         if self.task.file == "-" and self.aspects.shift:
             problem = "--shift asks the records again, but those of stdin are read once."
             raise UserError(problem, "Write them to a file first.", Exit.USAGE)
+        if self.task.file == "-" and "-" in self.aspects.train:
+            raise UserError("stdin can be read once, but - stands for records and for --train.", code=Exit.USAGE)
 
 
 @dataclass(frozen=True)

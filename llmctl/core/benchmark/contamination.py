@@ -106,8 +106,19 @@ def training_texts(sources: Sequence[str]) -> Iterator[str]:
             for ids in documents_of(tokens.splits["train"], tokenizer.size):
                 yield tokenizer.decode(ids)
         else:
-            for document in read_records(files_of([source])):
+            for document in read_records([source]):
                 yield "\n".join(texts_of(document.record))
+
+
+def check_training(sources: Sequence[str]) -> None:
+    """Whether training texts are there, before anything takes time.
+
+    Raises:
+        UserError: one is not.
+    """
+    for source in sources:
+        if not (Path(source) / "tokens.json").is_file():
+            files_of([source])
 
 
 def texts_of(value: Any) -> Iterator[str]:

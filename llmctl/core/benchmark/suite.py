@@ -17,7 +17,7 @@ from llmctl.core.benchmark.aspects import (
     robustness,
 )
 from llmctl.core.benchmark.calibration import BINS, COVERAGE, Calibration
-from llmctl.core.benchmark.contamination import LEAST, Contamination, contamination, training_texts
+from llmctl.core.benchmark.contamination import LEAST, Contamination, check_training, contamination, training_texts
 from llmctl.core.benchmark.outcome import Figure, Outcome
 from llmctl.core.benchmark.subject import Subject
 from llmctl.spec.benchmark import Task
@@ -134,6 +134,8 @@ def run_suite(suite: Suite, ask: Ask, told: Callable[[str], None] = lambda _: No
         UserError: a task cannot be asked, or training text cannot be read.
     """
     result = Result(suite)
+    for entry in suite.entries:
+        check_training(entry.aspects.train)
     for entry in suite.entries:
         told(entry.task.name)
         outcome = ask(entry.task, None)
