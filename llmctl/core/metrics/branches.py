@@ -18,6 +18,7 @@ from llmctl.core.model.slots import CHUNK, in_one_pass
 from llmctl.core.model.transformer import Transformer
 
 SHARED = 16  # tokens that are worth keeping keys and values for, rather than reading them again
+SPARED = 4  # tokens fewer that a group shares where one more joins it: words split otherwise before another choice
 
 
 class Trunk(NamedTuple):
@@ -56,7 +57,7 @@ def trunks(pool: Sequence[Asked], batch_tokens: int, apart: bool = False) -> lis
                 found[-1] = Trunk((*last.members, number))
                 continue
             shared = 0 if apart or not room else branching(first, one)
-            least = max(SHARED, last.shared // 2)  # one that shares little is not to spoil what the others share
+            least = max(SHARED, last.shared - SPARED)  # the next question is not to spoil what choices share
             if shared >= least:
                 found[-1] = Trunk((*last.members, number), min(shared, last.shared or shared))
                 continue
