@@ -1,24 +1,23 @@
 """A table of runs beside each other: what finetune, distill, prune and quantize measured, and ROUGE of answers.
 
-    python recipes/compare.py 'LoRA=out/lora,answers.jsonl' ... [--out rows.jsonl]
+    llmctl eval-rouge answers.jsonl --stem > rouge.json
+    python recipes/compare.py 'LoRA=out/lora,rouge.json' ... [--out rows.jsonl]
 
-NAME=RUN[,ANSWERS] or NAME=,ANSWERS is a row; RUN is a directory that one of them made, ANSWERS JSON lines with
-`completion` and `reference`.
+NAME=RUN[,ROUGE] or NAME=,ROUGE is a row; RUN is a directory that one of them made, ROUGE a report of eval-rouge.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from rouge import KINDS, rouge
-
+KINDS = ("rouge1", "rouge2", "rougeL")
 SMALLER = ("bytes", "parameters", "perplexity", "kl", "tokens_per_second")
 FIGURES = ("trained_parameters", *KINDS, "heldout_perplexity", "retain_perplexity", *SMALLER)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rows", nargs="+", metavar="NAME=RUN[,ANSWERS]")
+    parser.add_argument("rows", nargs="+", metavar="NAME=RUN[,ROUGE]")
     parser.add_argument("--before", type=Path, help="a run: rows without one have its figures from before it")
     parser.add_argument("--figures", default=",".join(FIGURES), help="the columns, those that there are")
     parser.add_argument("--out", type=Path, help="also write the rows as JSON lines")
@@ -32,7 +31,7 @@ def main() -> None:
 def row(text: str, before: Path | None) -> dict[str, object]:
     """The figures of a row."""
     name, _, rest = text.partition("=")
-    run, _, answers = rest.partition(",")
+    run, _, report = rest.partition(",")
     made: dict[str, object] = {"model": name}
     if run or before:
         metrics = json.loads((Path(run or before) / "llmctl.json").read_text())["metrics"]
@@ -40,8 +39,8 @@ def row(text: str, before: Path | None) -> dict[str, object]:
             metrics = {f"{name}_before": value for name, value in metrics["before"].items()} | metrics["after"]
         suffix = "" if run else "_before"
         made |= {figure: metrics[figure + suffix] for figure in FIGURES if figure + suffix in metrics}
-    if answers:
-        found = rouge(Path(answers))
+    if report:
+        found = json.loads(Path(report).read_text())
         made |= {kind: found[kind]["f1"] for kind in KINDS}
     return made
 

@@ -17,8 +17,7 @@ def venv(tmp_path: Path) -> Path:
         script = path / "bin" / name
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words}"$@"\n')
         script.chmod(0o755)
-    for name in (".llmctl", ".llmctl-rouge"):
-        (path / name).touch()
+    (path / ".llmctl").touch()
     return path
 
 

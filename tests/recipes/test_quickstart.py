@@ -55,6 +55,11 @@ def test_it_runs_through_shows_its_results_and_finds_everything_up_to_date_the_s
     assert all(row["perplexity"] > 1 and row["tokens_per_second"] > 0 for row in rows)
     assert all(row["kl"] > 0 for row in rows[1:]) and "kl" not in rows[0]
     assert all(row["model"] in first.stdout for row in rows) and "perplexity:" in first.stdout
+    rows = read(tmp_path / "out" / "heldout.jsonl")
+    assert [row["model"] for row in rows] == ["base", "tuned"] and first.stdout.count("rougeL") == 3
+    report = json.loads((tmp_path / "out" / "rouge-tuned.json").read_text())
+    assert rows[1]["rougeL"] == report["rougeL"]["f1"] and "|stem:porter|" in report["signature"]
+    assert report["pairs"] == len(read(tmp_path / "out" / "test.jsonl"))
     rows = read(tmp_path / "out" / "summaries.jsonl")
     assert [row["model"] for row in rows] == ["base", "base, 3 examples", "LoRA", "full"]
     assert all(0 <= row["rougeL"] <= row["rouge1"] <= 1 and row["retain_perplexity"] > 1 for row in rows)
