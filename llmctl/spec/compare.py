@@ -72,7 +72,7 @@ class Comparing:
             return False
         if said is not None:
             return said
-        return figure.partition("/")[0] not in LOWER
+        return figure.removeprefix("sentence_").partition("/")[0] not in LOWER
 
     def check(self, gains: Mapping[str, float], worse: Iterable[str]) -> None:
         """Whether B is as good as was asked for.

@@ -1,14 +1,16 @@
 """Differences: how far two systems are apart in each figure of each task, and whether chance alone explains it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.core.compare.examples import Examples, Side
 from llmctl.core.metrics import significance
+from llmctl.core.metrics.significance import Paired, ratio
 from llmctl.errors import Exit, UserError
 from llmctl.spec.compare import Comparing
 
@@ -18,7 +20,12 @@ RATIOS = {
     "nll_per_word": ("nll", "words", 1.0),
     "bits_per_byte": ("nll", "bytes", 1 / math.log(2)),
 }
-PARTS = frozenset(name for top, bottom, _ in RATIOS.values() for name in (top, bottom))
+CORPUS = frozenset({"bleu", "chrf", "chrf++", "ter"})  # whose value of many texts is no mean of theirs
+SENTENCE = "sentence_"  # so the means of these are called
+# What is not compared beside them: their parts, and an example's own values of what they say.
+PARTS = frozenset(name for top, bottom, _ in RATIOS.values() for name in (top, bottom)) | {
+    "perplexity", "bits_per_token", "byte_perplexity", "word_perplexity"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,10 @@ def differences(a: Side, b: Side, comparing: Comparing) -> tuple[list[Difference
         rows = _aligned(mine, other)
         known = a.better.get(task.partition(",")[0], {}) | b.better.get(task.partition(",")[0], {})
         for figure, sums in _figures(task, mine, other, rows, comparing, notes):
-            found.append(_tested(task, figure, sums, comparing, known.get(figure), mine))
+            if comparing.test == "mcnemar" and not _is_right_or_wrong(sums):
+                notes.append(f"{figure} is not 1 or 0, for right and wrong, as McNemar's test wants: left out.")
+            else:
+                found.append(_tested(task, figure, sums, comparing, known.get(figure)))
     found += _summaries(a, b, {(one.task, one.figure) for one in found}, comparing)
     if comparing.metric and (unknown := set(comparing.metric) - {one.figure for one in found}):
         notes.append(f"Not both have {', '.join(sorted(unknown))}.")
@@ -99,6 +109,22 @@ def differences(a: Side, b: Side, comparing: Comparing) -> tuple[list[Difference
     for place, chance in zip(counted, raised, strict=True):
         found[place] = replace(found[place], p_holm=chance)
     return found, notes
+
+
+def paired(a: Side, b: Side, comparing: Comparing) -> Iterator[dict[str, Any]]:
+    """Each example with both systems' scores, and in `scores` what B is better: negative where it is worse."""
+    for task, mine, other in _tasks(a, b)[0]:
+        rows = _aligned(mine, other)
+        known = a.better.get(task.partition(",")[0], {})
+        names = [name for name in mine.scores if name in other.scores]
+        signs = {name: 1 if comparing.more_is_better(name, known.get(name)) else -1 for name in names}
+        for row, number in enumerate(mine.ids):
+            there = row if rows is None else int(rows[row])
+            first = {name: mine.scores[name][row] for name in names}
+            second = {name: other.scores[name][there] for name in names}
+            gains = {name: signs[name] * (second[name] - first[name]) for name in names}
+            finite = {name: gain for name, gain in gains.items() if math.isfinite(gain)}
+            yield {"doc_id": number, "task": task, "a": first, "b": second, "scores": finite}
 
 
 def _tasks(a: Side, b: Side) -> tuple[list[tuple[str, Examples, Examples]], list[str]]:
@@ -152,61 +178,73 @@ def _figures(
     rows: NDArray[np.int64] | None,
     comparing: Comparing,
     notes: list[str],
-) -> Iterator[tuple[str, significance.Sums]]:
-    """Of each figure the values and weights of all examples, (N, 4)."""
-    both = [name for name in a.scores if name in b.scores]
-    ratios = {name: ratio for name, ratio in RATIOS.items() if ratio[0] in both and ratio[1] in both}
-    wanted = comparing.metric or (*ratios, *(name for name in both if not (ratios and name in PARTS)))
-    ones = np.ones(len(a.ids))
+) -> Iterator[tuple[str, Paired]]:
+    """What each figure is made of."""
+    both = [name for name in a.scores if name in b.scores and not (name in a.together or name in b.together)]
+    ratios = {name: one for name, one in RATIOS.items() if one[0] in both and one[1] in both}
+    usual = (*a.together, *ratios, *(name for name in both if not (ratios and name in PARTS)))
+    name_of = f" of {task}" if task else ""
 
-    def columns(name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        if not name:
-            return ones, ones
-        second = np.array(b.scores[name])
-        return np.array(a.scores[name]), second if rows is None else second[rows]
+    def columns(names: Sequence[str], factor: float) -> Iterator[NDArray[np.float64]]:
+        for scores, order in ((a.scores, None), (b.scores, rows)):
+            found = np.stack([np.array(scores[name]) for name in names], 1)  # (N, 1 or 2)
+            found[:, 0] *= factor
+            yield found if order is None else found[order]
 
-    for name in wanted:
-        top, bottom, factor = ratios.get(name) or (*name.partition("/")[::2], 1.0)
-        if top not in both or (bottom and bottom not in both):
+    for name in dict.fromkeys(comparing.metric or usual):
+        if name in a.together and name in b.together:
+            first, second = a.together[name], b.together[name]
+            if first.rows.shape == second.rows.shape:
+                yield name, Paired(first.rows, second.rows, _each(first.ends))
+            else:
+                notes.append(f"{name}{name_of} is made of other labels with A than with B: left out.")
             continue
-        (value_a, value_b), (weight_a, weight_b) = columns(top), columns(bottom)
-        sums = np.stack([factor * value_a, weight_a, factor * value_b, weight_b], 1)  # (N, 4)
-        whole = int(np.isfinite(sums).all(1).sum())
-        if whole < len(sums):
-            notes.append(f"{len(sums) - whole} of {len(sums)} examples of {task or a.where} have no {name}: left out.")
-        elif not (sums[:, [1, 3]].sum(0) > 0).all():
-            notes.append(f"{name} of {task or a.where} has no {bottom}: left out.")
+        top, bottom, factor = ratios.get(name) or (*name.partition("/")[::2], 1.0)
+        parts = [part for part in (top, bottom) if part]
+        if not set(parts) <= set(both):
+            continue
+        pairs = Paired(*columns(parts, factor), ratio if bottom else None)
+        whole = np.isfinite(np.concatenate([pairs.a, pairs.b], 1)).all(1)
+        if not whole.all():
+            notes.append(f"{(~whole).sum()} of {len(whole)} examples{name_of} have no {name}: left out.")
+        elif bottom and not (pairs.a[:, 1].sum() > 0 and pairs.b[:, 1].sum() > 0):
+            notes.append(f"There are no {bottom}{name_of}: {name} is left out.")
         else:
-            yield name, sums
+            yield f"{SENTENCE if name in CORPUS else ''}{name}", pairs
 
 
-def _tested(
-    task: str, figure: str, sums: significance.Sums, comparing: Comparing, said: bool | None, a: Examples
-) -> Difference:
+def _each(ends: Callable[[Sequence[float]], float]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """A figure of sums, of many rows of sums."""
+    return lambda sums: np.array([ends(row) for row in sums.tolist()])
+
+
+def _is_right_or_wrong(pairs: Paired) -> bool:
+    return pairs.ends is None and bool(np.isin(pairs.a, (0.0, 1.0)).all() and np.isin(pairs.b, (0.0, 1.0)).all())
+
+
+def _tested(task: str, figure: str, pairs: Paired, comparing: Comparing, said: bool | None) -> Difference:
     """One figure with its interval and its test."""
-    value_a, weight_a, value_b, weight_b = sums.sum(0).tolist()
-    more = comparing.more_is_better(figure, said)
-    drawn = significance.bootstrap(sums, comparing.replicates, comparing.seed)
+    more, test = comparing.more_is_better(figure, said), comparing.test
+    drawn = significance.bootstrap(pairs, comparing.replicates, comparing.seed)
     low, high = significance.interval(drawn, comparing.ci)
-    gains = (sums[:, 2] / np.maximum(sums[:, 3], 1e-300)) - (sums[:, 0] / np.maximum(sums[:, 1], 1e-300))
-    up, down = int((gains > 1e-12).sum()), int((gains < -1e-12).sum())
-    if comparing.test == "mcnemar":
-        odd = next((row for row, one in enumerate(sums) if not {*one.tolist()} <= {0.0, 1.0} or one[1] != 1), None)
-        if odd is not None:
-            raise UserError(
-                f"--test mcnemar is for right and wrong, 1 and 0, but {figure} is {sums[odd, 0]:g} and "
-                f"{sums[odd, 2]:g} at {a.line(odd)}.",
-                "Leave --test out, or choose 0/1 figures with --metric.",
-                Exit.MISMATCH,
-            )
+    up = down = 0
+    if pairs.ends is None or pairs.ends is ratio:
+        alone = (pairs.a, pairs.b) if pairs.ends is None else (_parts(pairs.a), _parts(pairs.b))
+        gains = alone[1][:, 0] - alone[0][:, 0]
+        up, down = int((gains > 1e-12).sum()), int((gains < -1e-12).sum())
+    if test == "mcnemar":
         chance = significance.mcnemar(down, up)
-    elif comparing.test == "bootstrap":
-        chance = significance.by_bootstrap(drawn, significance.difference(sums))
+    elif test == "bootstrap":
+        chance = significance.by_bootstrap(drawn, pairs.difference)
     else:
-        chance = significance.by_randomisation(sums, comparing.replicates, comparing.seed)
+        chance = significance.by_randomisation(pairs, comparing.replicates, comparing.seed)
     wins, losses = (up, down) if more else (down, up)
-    figures = (value_a / weight_a, value_b / weight_b, low, high, chance)
-    return Difference(task, figure, *figures, more, comparing.test, len(sums), wins, losses)
+    return Difference(task, figure, *pairs.figures, low, high, chance, more, test, len(pairs.a), wins, losses)
+
+
+def _parts(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each example's own ratio, (N, 1)."""
+    return (sums[:, 0] / np.maximum(sums[:, 1], 1e-300))[:, None]
 
 
 def _summaries(a: Side, b: Side, known: set[tuple[str, str]], comparing: Comparing) -> Iterator[Difference]:

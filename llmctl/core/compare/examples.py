@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from llmctl.core.benchmark.figures import Sums
 from llmctl.core.data.streams import opened
 from llmctl.errors import Exit, UserError
 
@@ -31,6 +32,7 @@ class Examples:
         where: the file that they are from, and of each its line.
         targets: of each a hash of what was wanted, 0 where that is not told; it holds within this process.
         scores: of each score one number an example, nan where one has none.
+        together: figures that are not means of scores, where what they are made of is known.
     """
 
     where: str
@@ -38,10 +40,11 @@ class Examples:
     lines: array = field(default_factory=lambda: array("q"))
     targets: array = field(default_factory=lambda: array("q"))
     scores: dict[str, array] = field(default_factory=dict)
+    together: dict[str, Sums] = field(default_factory=dict)
 
     def add(self, number: int | str, line: int, target: int, scores: dict[str, float]) -> None:
         """One more example."""
-        for name in scores.keys() - self.scores.keys():
+        for name in [name for name in scores if name not in self.scores]:
             self.scores[name] = array("d", [math.nan]) * len(self.ids)
         self.ids.append(number)
         self.lines.append(line)
@@ -214,7 +217,7 @@ def _target(record: dict[str, Any]) -> int:
     """A hash of what was wanted of an example, the same for the same record; 0 where it is not told."""
     for name in ("target", "reference", "references"):
         if record.get(name) is not None:
-            return hash(orjson.dumps(record[name], option=orjson.OPT_SORT_KEYS))
+            return hash(str(record[name]))  # lm-eval writes all of them as text
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import IO
 from llmctl.core.compare.differences import Difference
 from llmctl.errors import UserError
 
-WIDTH = 13  # characters; odd, so that no difference has one of its own
+WIDTH = 11  # characters; odd, so that no difference has one of its own
 
 
 def strips(found: Sequence[Difference], width: int = WIDTH) -> list[str]:

@@ -1,32 +1,63 @@
 """Significance: whether two systems, judged on the same examples, differ by more than chance would have it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-Sums = NDArray[np.float64]
+Numbers = NDArray[np.float64]
 
 GROUPS = 20_000  # examples that are drawn one by one; of more, as many random groups
 FEW = 64  # distinct differences that are drawn as counts
 BLOCK_BYTES = 32 << 20  # of random numbers held at a time
-ROUNDING = 1e-12  # sums in another order differ by less, relative to the sum of sizes
+ROUNDING = 1e-12  # sums in another order differ by less, relative to the sizes that are summed
 
 
-def difference(pairs: Sums) -> float:
-    """B's figure less A's, each a sum of values over a sum of weights.
+@dataclass(frozen=True)
+class Paired:
+    """What two systems add, example by example, to the sums that a figure is made of.
 
-    Args:
-        pairs: (N, 4) float64, a row for each example: A's value and weight, B's value and weight. Where all weights
-            are 1 the figures are means.
+    Attributes:
+        a, b: (N, K) float64, a row for each example, the same one in both.
+        ends: makes figures, (R,), of sums, (R, K), of N examples; None: K is 1, and the figure is the mean.
     """
-    value_a, weight_a, value_b, weight_b = pairs.sum(0).tolist()
-    return value_b / weight_b - value_a / weight_a
+
+    a: Numbers
+    b: Numbers
+    ends: Callable[[Numbers], Numbers] | None = None
+
+    @property
+    def figures(self) -> tuple[float, float]:
+        """A's and B's."""
+        return float(self.of(self.a.sum(0)[None])[0]), float(self.of(self.b.sum(0)[None])[0])
+
+    @property
+    def difference(self) -> float:
+        """B's figure less A's."""
+        first, second = self.figures
+        return second - first
+
+    def of(self, sums: Numbers) -> Numbers:
+        """Figures of sums: (R, K) to (R,)."""
+        if self.ends is None:
+            return sums[:, 0] / len(self.a)
+        with np.errstate(divide="ignore", invalid="ignore"):  # draws without weight
+            return self.ends(sums)
+
+    def gains(self) -> Numbers:
+        """Of a mean, what each example is better with B: (N,); 0.3 - 0.2 and 0.2 - 0.1 are of one size."""
+        return np.round(self.b[:, 0] - self.a[:, 0], 12)
 
 
-def bootstrap(pairs: Sums, replicates: int, seed: int) -> NDArray[np.float64]:
+def ratio(sums: Numbers) -> Numbers:
+    """A figure that is one sum over another: (R, 2) to (R,)."""
+    return sums[:, 0] / sums[:, 1]
+
+
+def bootstrap(pairs: Paired, replicates: int, seed: int) -> Numbers:
     """The difference in `replicates` test sets of examples drawn from these with replacement: (replicates,) float64.
 
     A and B are judged on the same draws. Of more than GROUPS examples, random groups of equal size are drawn instead,
@@ -35,38 +66,38 @@ def bootstrap(pairs: Sums, replicates: int, seed: int) -> NDArray[np.float64]:
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 6; paired: Koehn, "Statistical
     significance tests for machine translation evaluation", 2004.
     """
-    chance = np.random.default_rng(seed)
-    if _means(pairs):
-        values, counts = np.unique(_gains(pairs), return_counts=True)
+    chance, examples = np.random.default_rng(seed), len(pairs.a)
+    if pairs.ends is None:
+        values, counts = np.unique(pairs.gains(), return_counts=True)
         if len(values) <= FEW:
-            return chance.multinomial(len(pairs), counts / len(pairs), replicates) @ values / len(pairs)
-    groups = _grouped(pairs, chance)
+            return chance.multinomial(examples, counts / examples, replicates) @ values / examples
+    a, b = _grouped(pairs, chance)
     found = np.empty(replicates)
-    for start, stop in _blocks(replicates, len(groups)):
-        drawn = chance.integers(0, len(groups), (stop - start, len(groups)), dtype=np.int32)  # (r, n)
-        sums = [groups[:, column][drawn].sum(1) for column in range(4)]
-        with np.errstate(divide="ignore", invalid="ignore"):  # draws without weight
-            found[start:stop] = sums[2] / sums[3] - sums[0] / sums[1]
+    for start, stop in _blocks(replicates, len(a)):
+        rows = np.arange(stop - start)[:, None]
+        drawn = chance.integers(0, len(a), (stop - start, len(a))) + rows * len(a)  # (r, n)
+        times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
+        found[start:stop] = pairs.of(times @ b) - pairs.of(times @ a)
     return found
 
 
-def interval(drawn: NDArray[np.float64], level: float) -> tuple[float, float]:
+def interval(drawn: Numbers, level: float) -> tuple[float, float]:
     """Where the middle `level` (0.95) of drawn differences lies: the percentile interval."""
     low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def by_bootstrap(drawn: NDArray[np.float64], found: float) -> float:
+def by_bootstrap(drawn: Numbers, found: float) -> float:
     """The chance, two-sided, of a difference as large as the one found if there were none: drawn ones, centred at 0.
 
     Source: Riezler and Maxwell, "On some pitfalls in automatic evaluation and significance testing for MT", 2005,
     figure 2; two-sided, as sacrebleu has it.
     """
     size = abs(found) * (1 - ROUNDING)
-    return float((np.count_nonzero(np.abs(drawn - drawn.mean()) >= size) + 1) / (len(drawn) + 1)) if size else 1.0
+    return float((np.count_nonzero(np.abs(drawn - np.nanmean(drawn)) >= size) + 1) / (len(drawn) + 1)) if size else 1.0
 
 
-def by_randomisation(pairs: Sums, replicates: int, seed: int) -> float:
+def by_randomisation(pairs: Paired, replicates: int, seed: int) -> float:
     """The chance, two-sided, of a difference as large as the one found if it did not matter who is A and who is B.
 
     The two sides of each pair are swapped at random, in `replicates` ways; in all ways where there are no more of
@@ -75,25 +106,30 @@ def by_randomisation(pairs: Sums, replicates: int, seed: int) -> float:
 
     Source: Noreen, "Computer-Intensive Methods for Testing Hypotheses", 1989, chapter 2 (the + 1).
     """
-    pairs = pairs[(pairs[:, :2] != pairs[:, 2:]).any(1)] if _means(pairs) else pairs
-    if not len(pairs):
+    unlike = (pairs.a != pairs.b).any(1)
+    if not unlike.any():
         return 1.0
-    gains = _gains(pairs)
-    if _means(pairs) and len(np.unique(np.abs(gains))) == 1:
-        return mcnemar(int((gains < 0).sum()), int((gains > 0).sum()))
+    if pairs.ends is None:
+        gains = pairs.gains()[unlike]
+        if len(np.unique(np.abs(gains))) == 1:
+            return mcnemar(int((gains < 0).sum()), int((gains > 0).sum()))
     chance = np.random.default_rng(seed)
-    groups = _grouped(pairs, chance)
-    swap = groups[:, [2, 3, 0, 1]] - groups  # (n, 4), what swapping adds to the sums
-    total = groups.sum(0)
-    size = abs(_of(total[None])[0]) - ROUNDING * max(1e-300, float(np.abs(_of(groups)).max()))
-    if len(groups) < 63 and 2 ** len(groups) <= replicates:
-        ways = np.arange(2 ** len(groups))[:, None] >> np.arange(len(groups)) & 1  # (2**n, n)
-        return float(np.mean(np.abs(_of(total + ways.astype(np.float64) @ swap)) >= size))
-    extreme = 0
-    for start, stop in _blocks(replicates, len(groups)):
-        ways = chance.integers(0, 2, (stop - start, len(groups)), dtype=np.int8).astype(np.float64)
-        extreme += np.count_nonzero(np.abs(_of(total + ways @ swap)) >= size)
-    return (extreme + 1) / (replicates + 1)
+    a, b = _grouped(Paired(pairs.a[unlike], pairs.b[unlike]), chance)
+    total_a, total_b, swap = pairs.a.sum(0), pairs.b.sum(0), b - a
+    first, second = pairs.figures
+    size = abs(second - first) - ROUNDING * (abs(first) + abs(second))
+
+    def extreme(ways: Numbers) -> int:
+        moved = ways @ swap  # (r, K)
+        return np.count_nonzero(np.abs(pairs.of(total_b - moved) - pairs.of(total_a + moved)) >= size)
+
+    if len(swap) < 63 and 2 ** len(swap) <= replicates:
+        ways = np.arange(2 ** len(swap))[:, None] >> np.arange(len(swap)) & 1  # (2**n, n)
+        return extreme(ways.astype(np.float64)) / len(ways)
+    found = 0
+    for start, stop in _blocks(replicates, len(swap)):
+        found += extreme(chance.integers(0, 2, (stop - start, len(swap)), dtype=np.int8).astype(np.float64))
+    return (found + 1) / (replicates + 1)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -147,27 +183,13 @@ def holm(chances: Sequence[float]) -> list[float]:
     return raised
 
 
-def _means(pairs: Sums) -> bool:
-    return bool((pairs[:, [1, 3]] == 1).all())
-
-
-def _gains(pairs: Sums) -> NDArray[np.float64]:
-    """What each example is better with B, (N,); the size of 0.3 - 0.2 and 0.2 - 0.1 is one."""
-    return np.round(pairs[:, 2] - pairs[:, 0], 12)
-
-
-def _of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The differences of rows of sums, (r, 4) -> (r,)."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # groups without weight
-        return np.nan_to_num(sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1])
-
-
-def _grouped(pairs: Sums, chance: np.random.Generator) -> Sums:
-    """The pairs, or where they are many the sums of GROUPS random groups of one size, but for one example."""
-    if len(pairs) <= GROUPS:
-        return pairs
-    starts = np.linspace(0, len(pairs), GROUPS, endpoint=False).astype(np.int64)
-    return np.add.reduceat(pairs[chance.permutation(len(pairs))], starts, axis=0)
+def _grouped(pairs: Paired, chance: np.random.Generator) -> tuple[Numbers, Numbers]:
+    """The rows of both, or where they are many the sums of GROUPS random groups of one size, but for one example."""
+    if len(pairs.a) <= GROUPS:
+        return pairs.a, pairs.b
+    starts = np.linspace(0, len(pairs.a), GROUPS, endpoint=False).astype(np.int64)
+    order = chance.permutation(len(pairs.a))
+    return np.add.reduceat(pairs.a[order], starts, axis=0), np.add.reduceat(pairs.b[order], starts, axis=0)
 
 
 def _blocks(replicates: int, size: int) -> Iterator[tuple[int, int]]:

@@ -11,8 +11,9 @@ from llmctl.core.metrics import significance as s
 
 def paired(a, b, weights=None, b_weights=None):
     a, b = np.asarray(a, float), np.asarray(b, float)
-    ones = np.ones(len(a)) if weights is None else np.asarray(weights, float)
-    return np.stack([a, ones, b, ones if b_weights is None else np.asarray(b_weights, float)], 1)
+    if weights is None:
+        return s.Paired(a[:, None], b[:, None])
+    return s.Paired(np.stack([a, weights], 1), np.stack([b, b_weights], 1), s.ratio)
 
 
 def drawn(count, gain, seed=0):
@@ -56,13 +57,23 @@ def test_a_ratio_is_swapped_with_its_weights():
     a, weights = [3.0, 1.0, 2.0], [1.0, 2.0, 4.0]
     b, other = [1.0, 5.0, 2.0], [2.0, 2.0, 3.0]
     pairs = paired(a, b, weights, other)
-    found = s.difference(pairs)
-    assert found == pytest.approx(8 / 7 - 6 / 7)
+    assert pairs.difference == pytest.approx(8 / 7 - 6 / 7)
     ways = []
     for swaps in itertools.product((False, True), repeat=3):
-        rows = np.array([row[[2, 3, 0, 1]] if swap else row for row, swap in zip(pairs, swaps, strict=True)])
-        ways.append(abs(s.difference(rows)) >= abs(found) - 1e-12)
+        swap = np.array(swaps)[:, None]
+        other = s.Paired(np.where(swap, pairs.b, pairs.a), np.where(swap, pairs.a, pairs.b), s.ratio)
+        ways.append(abs(other.difference) >= abs(pairs.difference) - 1e-12)
     assert s.by_randomisation(pairs, 100, 0) == pytest.approx(np.mean(ways))
+
+
+def test_a_figure_of_all_examples_together_is_drawn_from_its_sums():
+    """The mean said as a ratio, through a function of sums, spreads and is tested as the mean itself."""
+    a, b = drawn(60, 0.3)
+    mean, ones = paired(a, b), np.ones(60)
+    whole = paired(a, b, ones, ones)
+    assert whole.difference == pytest.approx(mean.difference)
+    assert np.std(s.bootstrap(whole, 3000, 0)) == pytest.approx(np.std(s.bootstrap(mean, 3000, 1)), rel=0.08)
+    assert s.by_randomisation(whole, 3000, 0) == pytest.approx(s.by_randomisation(mean, 3000, 0), abs=0.02)
 
 
 @pytest.mark.parametrize("count", [400, 3 * s.GROUPS])
