@@ -60,7 +60,8 @@ def choose(subject: Subject, task: Task, names: Sequence[str], records: Records,
             put.append((sample, choices))
             yield from made
 
-    found, samples = subject.likelihoods(asked()), []
+    found = subject.likelihoods(asked())
+    samples: list[Sample] = []
     for first in found:
         sample, choices = put[len(samples)]
         scored = [first, *islice(found, len(choices) * (2 if alone else 1) - 1)]

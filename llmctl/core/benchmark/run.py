@@ -10,6 +10,7 @@ from llmctl.core.benchmark.label import classify, tag
 from llmctl.core.benchmark.outcome import Outcome
 from llmctl.core.benchmark.records import Record, Records, kind_of, read_records
 from llmctl.core.benchmark.subject import Subject, Told
+from llmctl.core.benchmark.wording import placed
 from llmctl.core.benchmark.write import write
 from llmctl.errors import UserError
 from llmctl.spec.benchmark import USUAL, Kind, Task
@@ -36,7 +37,8 @@ def run(subject: Subject, task: Task, records: Sequence[Record] | None = None, t
     asked = Records(list(whole.records[:count] if records is None else records), whole.places[:count])
     own = whole if task.examples is None or not task.shots else read_records(task.examples)
     kind = kind_of(task, whole[0])
-    task = replace(task, kind=kind)
+    with placed(f"{task.name}, a task of kind {kind}"):
+        task = replace(task, kind=kind)
     names = task.metrics or USUAL[kind]
     read, written, began = subject.read, subject.written, time.perf_counter()
     answered = asker(subject, kind)(subject, task, names, asked, own, told or (lambda done: None))

@@ -121,10 +121,10 @@ class Subject:
 
         Args:
             special: parse special tokens in it.
-            room: tokens of the context that are kept for the text.
+            room: tokens of the context that are kept for the text, half of them at most.
 
         Raises:
-            UserError: it is empty, and nothing begins a text; or the context has no room.
+            UserError: it is empty, and nothing begins a text.
         """
         ids = text_ids(self.tokenizer, text, self.config, special)
         start = start_id(self.tokenizer, self.config)
@@ -137,13 +137,8 @@ class Subject:
         if context is None:
             return ids, False
         if self.config.kind == "encoder-decoder":
-            room = 0
-            context = self.config.context - self.model.virtual_tokens("encoder")
-        if room >= context:
-            raise UserError(
-                f"--max-tokens is {room}, but the model's context holds {context}, prompt and answer together.",
-                f"Use --max-tokens {context // 2}, or less.",
-            )
+            context, room = self.config.context - self.model.virtual_tokens("encoder"), 0
+        room = min(room, context // 2)
         return ids[-(context - room) :], len(ids) > context - room
 
     def write(

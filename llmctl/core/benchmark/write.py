@@ -15,11 +15,11 @@ from llmctl.core.metrics.rouge.score import Rouge
 from llmctl.core.metrics.translation import Counts
 from llmctl.spec.benchmark import Task
 from llmctl.spec.sample import Sampling
-from llmctl.spec.translation import Bleu, Chrf, Ter
+from llmctl.spec.translation import Bleu, Chrf, Options, Ter
 
 ANSWERS = {"exact_match": exact_match, "f1": token_f1, "contains": contains}
 # Figures of all texts together, by sacrebleu with its own options.
-TRANSLATION = {"bleu": Bleu(), "chrf": Chrf(), "chrf++": Chrf(word_order=2), "ter": Ter()}
+TRANSLATION: dict[str, Options] = {"bleu": Bleu(), "chrf": Chrf(), "chrf++": Chrf(word_order=2), "ter": Ter()}
 
 
 def write(subject: Subject, task: Task, names: Sequence[str], records: Records, own: Records, told: Told) -> Answered:
