@@ -10,8 +10,10 @@ from llmctl.core.data.pairs import field, read_lines
 from llmctl.errors import Exit, UserError
 from llmctl.spec.pairs import REFERENCES, Pairing, check_inputs
 
+Form = dict[str, Any]  # the type of each input of a metric, as `datasets` has types
 PREDICTIONS = ("completion", "prediction", "predictions", "label")  # the first of these that a record has
 TYPES = {"int": int, "uint": int, "float": float}  # of Python, by how a type of Arrow begins
+TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
 class Row(NamedTuple):
@@ -22,110 +24,126 @@ class Row(NamedTuple):
 
 
 def read_rows(
-    predictions: str, references: Sequence[str], pairing: Pairing, fields: dict[str, str], forms: list[dict[str, Any]]
+    predictions: str, references: Sequence[str], pairing: Pairing, fields: dict[str, str], forms: list[Form]
 ) -> Iterator[Row]:
     """The examples of some files, one at a time, as a metric takes them.
+
+    Args:
+        forms: of the metric's inputs, any one of which will do.
+
+    Raises:
+        UserError: with file and line: files that differ in length (MISMATCH), an input that is missing, a value of
+            another type than the metric wants; or there is no example.
+    """
+    check_inputs(predictions, tuple(references))
+    inputs, paths, count = Inputs(forms, pairing, fields), [predictions, *references], 0
+    if references and "references" not in forms[0]:
+        raise UserError(f"The metric takes {', '.join(forms[0])}, and no references.", code=Exit.USAGE)
+    with ExitStack() as stack:
+        streams = [stack.enter_context(closing(read_lines(path, pairing.format))) for path in paths]
+        for lines in _beside(streams, paths):
+            count += 1
+            yield inputs.row([(f"{_name(path)}:{at}", held) for path, (at, held) in zip(paths, lines, strict=True)])
+    if not count:
+        raise UserError(f"{_name(predictions)} holds no prediction.", "One a line is wanted.")
+
+
+class Inputs:
+    """How lines become what a metric takes.
 
     A line of text is made the type that the metric wants: a number, or where it wants a list, what stands between
     spaces; several files of references are a list. JSON records hold each input in a field: that of the input's name,
     unless `fields` or the options of pairs name another.
-
-    Raises:
-        UserError: with file and line: files that differ in length (MISMATCH), a field that is missing, a value of
-            another type than the metric wants.
     """
-    check_inputs(predictions, tuple(references))
-    paths, nested, count = [predictions, *references], _nested(forms), 0
-    with ExitStack() as stack:
-        streams = [stack.enter_context(closing(read_lines(path, pairing.format))) for path in paths]
-        for count, lines in enumerate(_beside(streams, paths), start=1):  # noqa: B007 - told at the end
-            places = [f"{'stdin' if path == '-' else path}:{at}" for path, (at, _) in zip(paths, lines, strict=True)]
-            values: dict[str, Any] = {}
-            for name in forms[0]:
-                kinds = [_inner(form[name], nested and name == "references") for form in forms]
-                found = [
-                    _value(name, kinds, held, pairing, fields, place)
-                    for place, (_, held) in _sources(name, list(zip(places, lines, strict=True)))
-                ]
-                listed = len(found) > 1 or (nested and name == "references")
-                values[name] = [one for value in found for one in _several(value)] if listed else found[0]
-            form = next((form for form in forms if _unfit(values, form) is None), None)
-            if form is None:
-                wrong = _unfit(values, forms[0])
-                hint = "The metric takes " + ", or ".join(_told(one) for one in forms) + "."
-                raise UserError(f"{places[0]}: {wrong} is {values[wrong]!r:.60}, of another type than wanted.", hint)
-            yield Row(places[0], values)
-    if not count:
-        raise UserError(
-            f"{'stdin' if predictions == '-' else predictions} holds no prediction.", "One a line is wanted."
-        )
+
+    def __init__(self, forms: list[Form], pairing: Pairing, fields: dict[str, str]):
+        self.forms, self.fields = forms, fields
+        self.main = "predictions" if "predictions" in forms[0] else next(iter(forms[0]))  # what a line of text is
+        listed = [
+            any(isinstance(form.get(name), datasets.List) for form in forms) for name in (self.main, "references")
+        ]
+        self.several = listed == [False, True]  # references to a prediction
+        self.pairing = pairing
+        self.names = {
+            "predictions": (pairing.pred_field,) if pairing.pred_field else PREDICTIONS,
+            "references": (*REFERENCES, "label"),
+        }
+
+    def row(self, lines: list[tuple[str, Any]]) -> Row:
+        """One example.
+
+        Args:
+            lines: of the predictions, and of each file of references: where it stands, and its text or record.
+
+        Raises:
+            UserError: it is no such example.
+        """
+        values = {}
+        for name in self.forms[0]:
+            apart = name == "references" and len(lines) > 1
+            found = [self._value(name, held, place, apart) for place, held in (lines[1:] if apart else lines[:1])]
+            listed = len(found) > 1 or (self.several and name == "references")
+            values[name] = [one for value in found for one in _several(value)] if listed else found[0]
+        place = lines[0][0]
+        if all(_unfit(values, form) for form in self.forms):
+            wrong = _unfit(values, self.forms[0])
+            hint = f"The metric takes {', or '.join(_told(form) for form in self.forms)}."
+            raise UserError(f"{place}: {wrong} is {values[wrong]!r:.60}, of another type than wanted.", hint)
+        return Row(place, values)
+
+    def _value(self, name: str, held: Any, place: str, apart: bool) -> Any:
+        """An input out of a line of text, or out of a record."""
+        if isinstance(held, dict):
+            return self._held(name, held, place)
+        if name != self.main and not apart:
+            beside = (
+                "Name a file of references after it, or give JSON lines" if name == "references" else "Give JSON lines"
+            )
+            raise UserError(f"{place} is plain text, but the metric wants {name}, too.", f"{beside} that hold both.")
+        kinds = [form[name] for form in self.forms]
+        if self.several and name == "references":
+            kinds = [kind.feature if isinstance(kind, datasets.List) else kind for kind in kinds]
+        for kind in kinds:
+            with suppress(ValueError):
+                return _typed(held, kind)
+        raise UserError(f"{place}: {held!r:.60} is no {_type(kinds[0])}.")
+
+    def _held(self, name: str, record: dict[str, object], place: str) -> Any:
+        """An input out of a record: the first field there is of those that may hold it, or all that were named."""
+        if name in self.fields:
+            names: Sequence[str] = (self.fields[name],)
+        elif name == "references" and self.pairing.ref_field:
+            found = [self._found(name, (one,), record, place) for one in self.pairing.ref_field]
+            return found[0] if len(found) == 1 else [one for value in found for one in _several(value)]
+        else:
+            names = self.names.get(name, (name, name.removesuffix("s")))
+        return self._found(name, names, record, place)
+
+    def _found(self, name: str, names: Sequence[str], record: dict[str, object], place: str) -> Any:
+        for one in names:
+            if (found := field(record, one)) is not None:
+                return found
+        there = ", ".join(map(repr, record)) or "none"
+        raise UserError(f"{place} has no field {names[0]!r}, only {there}.", f"Name one with --field {name}=FIELD.")
 
 
 def _beside(streams: list[Iterator[Any]], paths: list[str]) -> Iterator[list[Any]]:
-    """The lines of files side by side, as long as the first goes on."""
+    """The lines of files side by side."""
     number = 0
     while True:
         lines = [next(stream, None) for stream in streams]
         if all(line is None for line in lines):
             return
         if None in lines:
-            there = next(i for i, line in enumerate(lines) if line is not None)
+            ended, there = lines.index(None), next(i for i, line in enumerate(lines) if line is not None)
+            more = f"{_name(paths[there])}:{lines[there][0]}"
             raise UserError(
-                f"{paths[lines.index(None)]} ends after {number} lines, but {paths[there]}:{lines[there][0]} follows.",
+                f"{_name(paths[ended])} ends after {number} lines, but {more} follows.",
                 "Predictions and references go line by line: give as many of each.",
                 Exit.MISMATCH,
             )
         yield lines
         number += 1
-
-
-def _sources(name: str, lines: list[Any]) -> list[Any]:
-    """The lines that hold an input: references have files of their own, if any; all else stands with predictions."""
-    return lines[1:] if name == "references" and len(lines) > 1 else lines[:1]
-
-
-def _nested(forms: list[dict[str, Any]]) -> bool:
-    """Whether references are a list where predictions are none: several of them for each."""
-    listed = [
-        any(isinstance(form.get(name), datasets.List) for form in forms) for name in ("predictions", "references")
-    ]
-    return listed == [False, True]
-
-
-def _inner(kind: Any, nested: bool) -> Any:
-    return kind.feature if nested and isinstance(kind, datasets.List) else kind
-
-
-def _value(name: str, kinds: list[Any], held: Any, pairing: Pairing, fields: dict[str, str], place: str) -> Any:
-    """An input out of a line of text, or out of a record."""
-    if isinstance(held, str):
-        if name not in ("predictions", "references"):
-            hint = f"Give JSON lines with a field {name!r}, or name one with --field {name}=FIELD."
-            raise UserError(f"{place}: the metric wants {name}, too, which a line of text cannot hold.", hint)
-        for kind in kinds:
-            with suppress(ValueError):
-                return _typed(held, kind)
-        raise UserError(f"{place}: {held!r:.60} is no {_told({name: kinds[0]}).removeprefix(name + ': ')}.")
-    known = {
-        "predictions": (pairing.pred_field,) if pairing.pred_field else PREDICTIONS,
-        "references": pairing.ref_field or (*REFERENCES, "label"),
-    }
-    if name == "references" and len(pairing.ref_field) > 1:
-        return [text for one in pairing.ref_field for text in _several(_held(held, (one,), name, place))]
-    fallback = (name, name.removesuffix("s"))
-    return _held(held, (fields[name],) if name in fields else known.get(name, fallback), name, place)
-
-
-def _held(record: dict[str, object], names: Sequence[str], name: str, place: str) -> Any:
-    for one in names:
-        if (found := field(record, one)) is not None:
-            return found
-    there = ", ".join(map(repr, record)) or "none"
-    raise UserError(f"{place} has no field {names[0]!r}, only {there}.", f"Name one with --field {name}=FIELD.")
-
-
-def _several(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _typed(text: str, kind: Any) -> Any:
@@ -136,13 +154,12 @@ def _typed(text: str, kind: Any) -> Any:
     """
     if isinstance(kind, datasets.List):
         return [_typed(word, kind.feature) for word in text.split()]
-    if kind.dtype == "bool":
-        return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower(), text)
-    python = next((made for begin, made in TYPES.items() if kind.dtype.startswith(begin)), str)
-    return python(text)
+    if _type(kind) == "bool":
+        return TRUTH.get(text.strip().lower(), text)
+    return _python(kind)(text)
 
 
-def _unfit(values: dict[str, Any], form: dict[str, Any]) -> str | None:
+def _unfit(values: dict[str, Any], form: Form) -> str | None:
     """The first input that is of another type than a form has it."""
     return next((name for name, value in values.items() if not _fits(value, form[name])), None)
 
@@ -150,18 +167,31 @@ def _unfit(values: dict[str, Any], form: dict[str, Any]) -> str | None:
 def _fits(value: Any, kind: Any) -> bool:
     if isinstance(kind, datasets.List):
         return isinstance(value, list) and all(_fits(one, kind.feature) for one in value)
-    if isinstance(kind, datasets.Value):
-        if kind.dtype == "bool":
-            return isinstance(value, bool)
-        python = next((made for begin, made in TYPES.items() if kind.dtype.startswith(begin)), str)
-        return isinstance(value, (int, float) if python is float else python) and not isinstance(value, bool)
-    return True  # a structure of the metric's own, which Arrow checks
+    if not isinstance(kind, datasets.Value):
+        return True  # a structure of the metric's own, which Arrow checks
+    if kind.dtype == "bool" or isinstance(value, bool):
+        return kind.dtype == "bool" and isinstance(value, bool)
+    python = _python(kind)
+    return isinstance(value, (int, float) if python is float else python)
 
 
-def _told(form: dict[str, Any]) -> str:
-    """The types of inputs, for people."""
+def _python(kind: Any) -> type:
+    """The type of Python that holds a type of Arrow."""
+    return next((made for begin, made in TYPES.items() if _type(kind).startswith(begin)), str)
 
-    def one(kind: Any) -> str:
-        return f"list of {one(kind.feature)}" if isinstance(kind, datasets.List) else getattr(kind, "dtype", str(kind))
 
-    return ", ".join(f"{name}: {one(kind)}" for name, kind in form.items())
+def _type(kind: Any) -> str:
+    """A type's name."""
+    return f"list of {_type(kind.feature)}" if isinstance(kind, datasets.List) else getattr(kind, "dtype", str(kind))
+
+
+def _told(form: Form) -> str:
+    return ", ".join(f"{name}: {_type(kind)}" for name, kind in form.items())
+
+
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _name(path: str) -> str:
+    return "stdin" if path == "-" else path
