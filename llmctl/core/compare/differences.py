@@ -98,7 +98,7 @@ def differences(a: Side, b: Side, comparing: Comparing) -> tuple[list[Difference
             else:
                 found.append(_tested(task, figure, sums, comparing, known.get(figure)))
     found += _summaries(a, b, {(one.task, one.figure) for one in found}, comparing)
-    if comparing.metric and (unknown := set(comparing.metric) - {one.figure for one in found}):
+    if comparing.metric and (unknown := set(comparing.metric) - {one.figure.removeprefix(SENTENCE) for one in found}):
         notes.append(f"Not both have {', '.join(sorted(unknown))}.")
     if not found:
         raise UserError(

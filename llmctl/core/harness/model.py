@@ -57,7 +57,8 @@ class HarnessModel(TemplateLM):
     """A checkpoint of llmctl, or an adapter with its base, for lm-eval's evaluator.
 
     Texts become ids and are cut to the context as lm-eval's backend for transformers does it, so that the figures are
-    the same: special tokens that are typed in a text are read as such.
+    the same: special tokens that are typed in a text are read as such. But max_gen_toks is what an encoder-decoder may
+    write; theirs adds the length of the longest prompt of the batch to it.
 
     Args:
         pretrained: directory of the checkpoint, or a Subject that is loaded.
