@@ -17,11 +17,11 @@ class Mean:
         resamples: of a bootstrap, or 0.
         seed: of that.
 
-    Source: Welford, "Note on a method for calculating corrected sums of squares and products", 1962.
+    Source: of the squares Welford, "Note on a method for calculating corrected sums of squares and products", 1962.
     """
 
     def __init__(self, resamples: int = 0, seed: int = 0) -> None:
-        self.count, self.value, self._squares = 0, 0.0, 0.0
+        self.count, self._total, self._mean, self._squares = 0, 0.0, 0.0, 0.0
         self._bootstrap = Bootstrap(("mean",), resamples, seed) if resamples else None
         self._buffer: list[float] = []
 
@@ -32,9 +32,15 @@ class Mean:
             self._buffer.append(number)
             if len(self._buffer) == BUFFER:
                 self._hand_on()
-        off = number - self.value
-        self.value += off / self.count
-        self._squares += off * (number - self.value)
+        self._total += number
+        off = number - self._mean
+        self._mean += off / self.count
+        self._squares += off * (number - self._mean)
+
+    @property
+    def value(self) -> float:
+        """The mean, from the sum: of zeros and ones no digit of it is off."""
+        return self._total / self.count
 
     @property
     def stderr(self) -> float | None:

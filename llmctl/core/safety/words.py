@@ -10,6 +10,7 @@ from llmctl.core.safety.told import Judged, Told, shares
 # Scripts whose words no spaces part, as ranges of a character class: Thai to Myanmar, Khmer, kana, Han.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _UNSPACED += "\U00020000-\U0003ffff"
+_PLAIN = re.compile(r"[^\W_]+")
 
 
 def words(text: str) -> list[str]:
@@ -18,6 +19,8 @@ def words(text: str) -> list[str]:
     A word is a run of letters, digits and the marks on them; of a script without spaces, each character. So a phrase
     of such a script is found wherever it stands, and one of another only between the borders of words.
     """
+    if text.isascii():  # the same, several times as fast
+        return _PLAIN.findall(text.lower())
     return _pattern().findall(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()))
 
 

@@ -42,6 +42,8 @@ def test_it_finds_what_a_regular_expression_of_all_entries_finds():
 
 
 def test_words_of_a_script_without_spaces_are_its_characters():
+    plain = "It's 3 o'clock_now; A-B C\t\x1fd"
+    assert [*words(plain), "é"] == words(f"{plain} É")  # ASCII has a way of its own
     assert words("Ein naïver Test, 3 Worte: 東京だ") == ["ein", "naïver", "test", "3", "worte", "東", "京", "だ"]
 
 
