@@ -108,6 +108,7 @@ def test_limits_name_aspects_and_tasks(call, tiny, place):
         (["--shift", "capitals"], 2, "wanted one of typos"),
         (["--shift", "lower", "--shift", "lower"], 2, "twice"),
         (["--shift-field", "prompt"], 2, "wants a --shift"),
+        (["--shift", "lower", "--shift-field", "query"], 1, "no record has the field 'query'"),
         (["--ngram", "1"], 2, "--ngram is 1"),
         (["--train", "nowhere.txt"], 1, "nowhere.txt does not exist"),
         (["--group", "place"], 1, "place"),

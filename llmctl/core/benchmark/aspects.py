@@ -12,6 +12,7 @@ from llmctl.core.benchmark.figures import Sums, figures, mean_stderr
 from llmctl.core.benchmark.outcome import Figure, Outcome
 from llmctl.core.benchmark.records import field_of
 from llmctl.core.benchmark.shift import shifted
+from llmctl.errors import UserError
 from llmctl.spec.benchmark import ANSWERS, CHOICES, REFERENCES, Task
 from llmctl.spec.sets import LABELS, TAGS
 from llmctl.spec.suite import Aspects, Shift
@@ -85,11 +86,19 @@ def robustness(outcome: Outcome, aspects: Aspects, again: Again) -> Robustness:
             and those of each shift, under its name.
         again: asks other records in their place.
 
+    Raises:
+        UserError: a field that is to be shifted is in no record.
+
     Source: Liang et al., arXiv:2211.09110, section 4.5: worst case over the perturbations of each instance.
     """
     main = outcome.main
     records = [sample.record for sample in outcome.samples]
     fields = aspects.shift_field or shifted_fields(outcome.task, records)
+    if unknown := [name for name in fields if not any(name in record for record in records)]:
+        known = ", ".join(shifted_fields(outcome.task, records))
+        raise UserError(
+            f"{outcome.task.name}: no record has the field {unknown[0]!r} of --shift-field.", f"Name {known}."
+        )
     outcomes, changed = [outcome], {}
     each_shift: dict[Shift, Figure] = {}
     for shift in aspects.shift:
