@@ -915,6 +915,7 @@ complete -c llmctl -n '__fish_seen_subcommand_from eval-rouge' -l stem -d 'Compa
 complete -c llmctl -n '__fish_seen_subcommand_from eval-rouge' -l no-stem -d 'Compare stems of English words (Porter), not words'
 complete -c llmctl -n '__fish_seen_subcommand_from eval-rouge' -l words -x -a 'rouge unicode' -d 'rouge: runs of a-z and 0-9, as rouge_score has them'
 complete -c llmctl -n '__fish_seen_subcommand_from eval-rouge' -l sentences -x -a 'newline split' -d 'Of rougeLsum: a sentence each line, or split at full stops, questions and exclamations, too'
+complete -c llmctl -n '__fish_seen_subcommand_from eval-rouge' -l line-break -x -d 'Text that stands for a line break, in files with a text a line: <q>, <n>'
 complete -c llmctl -n '__fish_seen_subcommand_from eval-rouge' -l weight -x -d 'Of rougeW: the power to which the length of a run is raised'
 complete -c llmctl -n '__fish_seen_subcommand_from eval-rouge' -l ci -x -d 'Also the interval that holds this share of bootstrap resamples of each mean F1: 0.95'
 complete -c llmctl -n '__fish_seen_subcommand_from eval-rouge' -l resamples -x -d 'Bootstrap resamples'
