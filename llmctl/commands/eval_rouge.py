@@ -49,7 +49,7 @@ def eval_rouge(
     from llmctl.spec.files import write_file
 
     console, began = Console(shown), time.perf_counter()
-    rouge = Rouge(config.kinds, config.stem, config.words, config.sentences, config.weight)
+    rouge = Rouge(config.kinds, config.stem, config.words, config.sentences, config.weight, config.line_break)
     means = Means(rouge, 0 if intervals.ci is None else intervals.resamples, intervals.seed)
     with ExitStack() as stack:
         file = None if samples is None else stack.enter_context(write_file(samples, force))

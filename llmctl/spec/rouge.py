@@ -18,7 +18,7 @@ class RougeConfig:
     After construction `kinds` are names of their own: "rouge1", "rougeL".
 
     Raises:
-        UserError: an unknown kind, or a weight below 1.
+        UserError: an unknown kind, an empty line break, or a weight below 1.
     """
 
     kinds: Annotated[
@@ -35,6 +35,9 @@ class RougeConfig:
     sentences: Annotated[
         Sentences, "Of rougeLsum: a sentence each line, or split at full stops, questions and exclamations, too."
     ] = "newline"
+    line_break: Annotated[
+        str | None, "Text that stands for a line break, in files with a text a line: <q>, <n>. Default: none does."
+    ] = None
     weight: Annotated[float, "Of rougeW: the power to which the length of a run is raised."] = 1.2
 
     def __post_init__(self) -> None:
@@ -46,6 +49,8 @@ class RougeConfig:
                 "rouge99.",
                 code=Exit.USAGE,
             )
+        if self.line_break == "":
+            raise UserError("--line-break is empty; wanted the text that stands for a line break.", code=Exit.USAGE)
         if not 1 <= self.weight <= 10:
             raise UserError(f"--weight is {self.weight:g}, wanted 1 to 10.", code=Exit.USAGE)
         object.__setattr__(self, "kinds", tuple(kinds))
@@ -56,7 +61,8 @@ class RougeConfig:
         lsum = [f"sentences:{self.sentences}"] if "rougeLsum" in self.kinds else []
         power = [f"weight:{self.weight:g}"] if "rougeW" in self.kinds else []
         stem = "porter" if self.stem else "no"
-        return ["case:lower", f"words:{self.words}", f"stem:{stem}", *lsum, *power, "best:f1"]
+        breaks = [] if self.line_break is None else [f"break:{self.line_break}"]
+        return ["case:lower", f"words:{self.words}", f"stem:{stem}", *lsum, *breaks, *power, "best:f1"]
 
     @property
     def figures(self) -> tuple[str, ...]:

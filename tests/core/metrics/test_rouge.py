@@ -99,6 +99,12 @@ def test_of_several_references_each_kind_takes_the_best_by_f1():
     assert found["rouge1"].f1 == 1 and found["rouge2"].recall == 0.25
 
 
+def test_a_text_may_stand_for_the_line_breaks_that_a_file_of_lines_cannot_hold():
+    broken = Rouge(stem=True).score("a b c.\nd e f.", "e f.\nb c d.")
+    assert Rouge(stem=True, line_break="<q>").score("a b c.<q>d e f.", "e f.<q>b c d.") == broken
+    assert Rouge(stem=True).score("a b c.<q>d e f.", "e f.<q>b c d.") != broken
+
+
 def test_nothing_to_compare_scores_nothing_and_impossible_kinds_are_refused():
     assert set(Rouge().score("", "a").values()) == set(Rouge().score("!", "\n").values()) == {NOTHING}
     assert Rouge(["rouge5"]).score("a b", "a b")["rouge5"] == NOTHING

@@ -65,7 +65,7 @@ class Rouge:
     Args:
         kinds: "rouge1" to "rouge99", "rougeL", "rougeLsum", "rougeW".
         stem: compare Porter's stems of English words.
-        words, sentences, weight: as in `RougeConfig`.
+        words, sentences, weight, line_break: as in `RougeConfig`.
 
     Raises:
         UserError: an unknown kind, or a weight below 1.
@@ -82,8 +82,9 @@ class Rouge:
         words: Words = "rouge",
         sentences: Splitting = "newline",
         weight: float = 1.2,
+        line_break: str | None = None,
     ):
-        self.config = RougeConfig(tuple(kinds), stem, words, sentences, weight)
+        self.config = RougeConfig(tuple(kinds), stem, words, sentences, line_break, weight)
         self._words = tokenizer(words, stem)
         self._split = SPLITTING[sentences]
         self._scores = {kind: _scorer(kind, weight) for kind in self.config.kinds}
@@ -99,14 +100,16 @@ class Rouge:
         Raises:
             ValueError: there is no reference.
         """
-        said = Text(prediction, self._words, self._split)
-        wanted = [
-            Text(text, self._words, self._split)
-            for text in ([references] if isinstance(references, str) else references)
-        ]
+        said = self._text(prediction)
+        wanted = [self._text(text) for text in ([references] if isinstance(references, str) else references)]
         if not wanted:
             raise ValueError("a prediction without a reference")
         return {kind: max((score(said, one) for one in wanted), key=_f1) for kind, score in self._scores.items()}
+
+    def _text(self, text: str) -> Text:
+        if self.config.line_break is not None:
+            text = text.replace(self.config.line_break, "\n")
+        return Text(text, self._words, self._split)
 
 
 def rouge(
