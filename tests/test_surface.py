@@ -45,6 +45,8 @@ MISSING = {
     "eval-rouge": ["missing.jsonl"],
     "eval-safety": ["missing.jsonl"],
     "eval-task": ["missing", "missing.jsonl"],
+    "eval-harness": ["missing", "--tasks", "missing.yaml"],
+    "eval-compare": ["missing.jsonl", "missing.jsonl"],
     "eval-memorization": ["missing", "missing.txt"],
     "bench": ["missing"],
     "memcalc": ["missing"],

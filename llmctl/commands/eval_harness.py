@@ -49,7 +49,7 @@ def eval_harness(
     suited("generate", within(path, read_config(path)), path)
     os.environ.setdefault("TQDM_DISABLE", "1")  # its bars: ours tell what takes long
     try:
-        from llmctl.core.harness.evaluate import evaluate, figures
+        from llmctl.core.harness.evaluate import evaluate, figures, found_tasks
         from llmctl.core.harness.evaluate import samples as records
         from llmctl.core.harness.model import HarnessModel
     except ImportError as error:
@@ -59,6 +59,7 @@ def eval_harness(
 
     console = Console(shown)
     _listen(console)
+    loaded = found_tasks(harness)
     subject = Subject.open(path, compute.device, compute.dtype, compute.threads, batch_tokens, batch_size)
 
     def follow(answers: Iterator[Any], total: int, label: str) -> Iterator[Any]:
@@ -70,7 +71,7 @@ def eval_harness(
     began = time.perf_counter()
     seed = 0 if harness.seed is None else harness.seed
     asked = HarnessModel(subject, chat_template=harness.chat_template, seed=seed, follow=follow)
-    results = evaluate(asked, harness)
+    results = evaluate(asked, harness, loaded)
     if samples is not None:
         import orjson
 

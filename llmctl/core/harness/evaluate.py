@@ -58,15 +58,17 @@ def found_tasks(asked: Harness) -> dict[str, Any]:
     return loaded
 
 
-def evaluate(model: HarnessModel, asked: Harness) -> dict[str, Any]:
+def evaluate(model: HarnessModel, asked: Harness, loaded: dict[str, Any]) -> dict[str, Any]:
     """What lm-eval finds: its results, with `samples` by task.
 
     Seeds, examples and generation options are set as its own command line sets them.
 
+    Args:
+        loaded: as `found_tasks` gives them.
+
     Raises:
-        UserError: a task that cannot be made or put to this model.
+        UserError: a task that cannot be put to this model.
     """
-    loaded = found_tasks(asked)
     seeds = SEEDS if asked.seed is None else (asked.seed,) * 4
     random.seed(seeds[0])
     np.random.seed(seeds[1])
