@@ -131,7 +131,7 @@ class Asking:
     ] = None
     system: Annotated[str | None, "System message of the conversations; wants --chat-template."] = None
     stop: Annotated[tuple[str, ...], "generate: an answer ends before this text; \\n is a newline; repeatable."] = ()
-    max_tokens: Annotated[int, "generate: an answer has no more tokens."] = 128
+    max_tokens: Annotated[int, "generate: an answer has no more tokens, nor more than half of the model's context."] = 128
     temperature: Annotated[float, "generate: 0 takes the likeliest token."] = 0.0
     limit: Annotated[int | None, "Ask no more than so many records, the first ones."] = None
     group: Annotated[str | None, "Field that says to which group a record belongs; dotted names look inside."] = None

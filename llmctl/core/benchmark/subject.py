@@ -116,12 +116,19 @@ class Subject:
 
         return likelihoods(self.model, counted(), self.batch_tokens)
 
-    def prompt(self, text: str, special: bool, room: int) -> tuple[list[int], bool]:
-        """The ids of a prompt that a text is to follow, and whether its beginning was left out to make room.
+    def room(self, wanted: int) -> int:
+        """Tokens of an answer, no more than wanted: with its prompt it is within the context, of which it takes half
+        at most."""
+        if self.config.kind == "encoder-decoder" or self.context is None:
+            return wanted
+        return max(1, min(wanted, self.context // 2))
+
+    def prompt(self, text: str, special: bool, answer: int) -> tuple[list[int], bool]:
+        """The ids of a prompt that an answer is to follow, and whether its beginning was left out to make room.
 
         Args:
             special: parse special tokens in it.
-            room: tokens of the context that are kept for the text, half of them at most.
+            answer: tokens of the answer, as `room` allows.
 
         Raises:
             UserError: it is empty, and nothing begins a text.
@@ -133,13 +140,11 @@ class Subject:
         if not ids:
             raise UserError("the prompt is empty, and this model has no token that begins a text.")
         check_known(ids, self.config)
-        context = self.context
-        if context is None:
+        if self.context is None:
             return ids, False
-        if self.config.kind == "encoder-decoder":
-            context, room = self.config.context - self.model.virtual_tokens("encoder"), 0
-        room = min(room, context // 2)
-        return ids[-(context - room) :], len(ids) > context - room
+        source = self.config.kind == "encoder-decoder"
+        kept = self.config.context - self.model.virtual_tokens("encoder") if source else self.context - answer
+        return ids[-kept:], len(ids) > kept
 
     def write(
         self, prompts: Iterable[Sequence[int]], sampling: Sampling, stops: Sequence[str], seed: int

@@ -126,6 +126,7 @@ def placed(place: str) -> Iterator[None]:
         yield
     except UserError as error:
         error.problem = f"{place}: {error.problem}"
+        error.args = (error.problem,)
         raise
 
 

@@ -36,7 +36,8 @@ def write(subject: Subject, task: Task, names: Sequence[str], records: Records, 
 
     examples, samples = Examples(wording, own, answered, task.examples is None), []
     stops = task.stop or ((task.separator,) if task.shots and wording.chat is None else ())
-    sampling = Sampling(temperature=task.temperature, max_tokens=task.max_tokens)
+    room = subject.room(task.max_tokens)
+    sampling = Sampling(temperature=task.temperature, max_tokens=room)
 
     def prompts() -> Iterator[list[int]]:
         for number, record in enumerate(records):
@@ -44,7 +45,7 @@ def write(subject: Subject, task: Task, names: Sequence[str], records: Records, 
                 question = wording.question(record)
                 targets = references_of(question.fields, question.completion)
                 prompt = wording.prompt(question.prompt, examples.of(number, question.prompt))
-                ids, cut = subject.prompt(prompt, wording.chat is not None, task.max_tokens)
+                ids, cut = subject.prompt(prompt, wording.chat is not None, room)
             sample = Sample(number, record, prompt, targets[0], targets=targets, asked=((prompt, ""),), cut=cut)
             samples.append(sample)
             yield ids
