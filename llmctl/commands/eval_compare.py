@@ -122,7 +122,8 @@ def _are_models(a: str, b: str, asking: bool) -> bool:
         problem = f"{model} is a checkpoint, but {other} is not."
         raise UserError(problem, f"Ask it first: llmctl eval-task {model} ... --samples FILE", Exit.USAGE)
     if all(found) and not asking:
-        raise UserError("A and B are checkpoints, and nothing is asked of them.", "Add --task FILE or --data TEXT.")
+        problem = "A and B are checkpoints, and nothing is asked of them."
+        raise UserError(problem, "Add --task FILE or --data TEXT.", Exit.USAGE)
     if asking and not all(found):
         raise UserError("--task and --data are for two checkpoints.", "Leave them out.", Exit.USAGE)
     return all(found)
