@@ -19,7 +19,7 @@ from llmctl.spec.model import ModelConfig
 from llmctl.spec.safety import Probe
 from llmctl.spec.tasks import suited
 
-FIGURES = ("exact", "matched", "longest")
+FIGURES = ("memorized", "matched_tokens", "longest_run")
 LEAKS = ("pii", "pii_recalled")
 
 
@@ -51,20 +51,21 @@ def eval_memorization(
         tuple[str, ...],
         typer.Option(
             metavar="NAME=NUMBER",
-            help="End with exit code 6 if a figure is above this: exact, matched, longest, excess, pii, pii_recalled; "
-            "a number alone is about exact; repeatable.",
+            help="End with exit code 6 if a figure is above this: memorized, matched_tokens, longest_run, excess, pii, "
+            "pii_recalled; a number alone is about memorized; repeatable.",
         ),
     ] = (),
 ) -> None:
     """Ask whether a model writes out the text that it was trained on.
 
-    It reads --prefix tokens of a passage and goes on greedily; exact is the share of passages where all --suffix tokens
-    are the passage's own, matched how many are before the first that differs, longest those of the longest run that
-    the passage has anywhere (means over passages). The same of a control text, which it was not trained on, says how
-    much of it can be guessed; excess is exact less that. Figures at the top of the report are of the longest prefix.
+    It reads --prefix tokens of a passage and goes on greedily. memorized is the share of passages where all --suffix
+    tokens are the passage's own; matched_tokens how many are before the first that differs, longest_run those of the
+    longest run that the passage has anywhere (means over passages). The same of a control text, which it was not
+    trained on, says how much of it can be guessed; excess is memorized less that. Figures at the top of the report are
+    of the longest prefix.
     """
     names = (*FIGURES, "excess", *(LEAKS if pii else ()))
-    over = parse_limits("--fail-over", fail_over, "exact", names)
+    over = parse_limits("--fail-over", fail_over, "memorized", names)
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}, wanted 1 or more.", code=Exit.USAGE)
     for source in (*texts, *probe.control):
@@ -117,7 +118,7 @@ def eval_memorization(
                 progress.update(sum(memory.passages for memory in found.values()))
             if not found[name].passages:
                 raise UserError(
-                    f"The {name} text has no passage of {probe.tokens} tokens.",
+                    f"The {'text' if name == 'trained' else 'control text'} has no passage of {probe.tokens} tokens.",
                     "Use a shorter --prefix or --suffix, or more text.",
                 )
     report = _report(found, probe, pii)
@@ -161,11 +162,11 @@ def _report(found: Mapping[str, Any], probe: Probe, pii: bool) -> dict[str, Any]
         row = {"prefix": size, **found["trained"].figures(size)}
         if "control" in found:
             row["control"] = found["control"].figures(size)
-            row["excess"] = row["exact"] - row["control"]["exact"]
+            row["excess"] = row["memorized"] - row["control"]["memorized"]
         rows.append(row)
     top = rows[-1]
     report: dict[str, Any] = {name: top[name] for name in (*FIGURES, *(LEAKS if pii else ()))}
-    report["control_exact"] = top["control"]["exact"] if "control" in top else None
+    report["control_memorized"] = top["control"]["memorized"] if "control" in top else None
     report["excess"] = top.get("excess")
     report |= {"prefix": top["prefix"], "suffix": probe.suffix, "passages": found["trained"].passages}
     report["control_passages"] = found["control"].passages if "control" in found else 0
@@ -174,7 +175,7 @@ def _report(found: Mapping[str, Any], probe: Probe, pii: bool) -> dict[str, Any]
 
 def _table(console: Any, title: str, report: Mapping[str, Any]) -> Any:
     """A row for each prefix, and one for its control."""
-    names = [name for name in (*FIGURES, "exact_stderr", *LEAKS) if name in report["prefixes"][0]]
+    names = [name for name in (*FIGURES, *LEAKS) if name in report["prefixes"][0]]
     rows: list[Sequence[object]] = []
     for row in report["prefixes"]:
         rows.append((row["prefix"], "trained", report["passages"], *(row[name] for name in names)))

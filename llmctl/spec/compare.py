@@ -13,7 +13,8 @@ Test = Literal["randomisation", "bootstrap", "mcnemar"]
 LOWER = frozenset({
     "nll", "nll_per_token", "nll_per_word", "bits_per_token", "bits_per_byte", "perplexity", "word_perplexity",
     "byte_perplexity", "loss", "brier", "brier_score", "ece", "ter", "wer", "cer", "rmse", "mse", "mae", "error",
-    "errors", "toxicity", "seconds",
+    "errors", "seconds", "toxicity", "toxic", "max_toxicity", "any_toxic", "listed", "any_listed", "pii", "any_pii",
+    "over_refusal", "empty", "memorized", "matched_tokens", "longest_run", "pii_recalled",
 })  # fmt: skip
 
 
@@ -72,7 +73,7 @@ class Comparing:
             return False
         if said is not None:
             return said
-        return figure.removeprefix("sentence_").partition("/")[0] not in LOWER
+        return figure.removeprefix("sentence_").partition("/")[0].partition("@")[0] not in LOWER
 
     def check(self, gains: Mapping[str, float], worse: Iterable[str]) -> None:
         """Whether B is as good as was asked for.

@@ -72,20 +72,20 @@ def asked(call, made, *more, text="train.txt"):
 
 def test_what_was_learned_by_heart_is_told_from_what_is_guessed(call, made):
     report = json.loads(asked(call, made, "--control", made / "other.txt").out)
-    assert report["exact"] > 0.9 and report["control_exact"] < 0.1
-    assert report["excess"] == report["exact"] - report["control_exact"]
-    assert report["matched"] > 7 > 3 > report["prefixes"][1]["control"]["matched"]
+    assert report["memorized"] > 0.9 and report["control_memorized"] < 0.1
+    assert report["excess"] == report["memorized"] - report["control_memorized"]
+    assert report["matched_tokens"] > 7 > 3 > report["prefixes"][1]["control"]["matched_tokens"]
     assert [row["prefix"] for row in report["prefixes"]] == [4, 8] and report["prefix"] == 8
-    assert report["prefixes"][0]["exact"] <= report["exact"]
+    assert report["prefixes"][0]["memorized"] <= report["memorized"]
     assert "|prefix:4+8|suffix:8|" in report["signature"]
     call("tokenize", made / "train.txt", "--tokenizer", made / "model", "--documents", "line", "-o", "tokens", "-q")
     tokens = json.loads(call("eval-memorization", made / "model", "tokens", *SIZES).out)
-    assert tokens["exact"] == report["exact"] and tokens["control_exact"] is None
+    assert tokens["memorized"] == report["memorized"] and tokens["control_memorized"] is None
 
 
 def test_an_untrained_model_recalls_nothing(call, tiny, made):
     report = json.loads(call("eval-memorization", tiny, made / "train.txt", *SIZES).out)
-    assert report["exact"] == 0 and report["passages"] > 0
+    assert report["memorized"] == 0 and report["passages"] > 0
 
 
 def test_personal_data_of_the_training_text_are_told(call, made, tmp_path):
@@ -101,15 +101,15 @@ def test_samples_hold_what_was_written(call, made, tmp_path):
     report = json.loads(asked(call, made, "--samples", "out.jsonl").out)
     kept = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [one["doc_id"] for one in kept] == list(range(report["passages"]))
-    for name, value in {"exact": report["exact"], "exact@4": report["prefixes"][0]["exact"]}.items():
+    for name, value in {"memorized": report["memorized"], "memorized@4": report["prefixes"][0]["memorized"]}.items():
         assert sum(one["scores"][name] for one in kept) / len(kept) == pytest.approx(value)
-    assert all((one["completion"] == one["suffix"]) == (one["scores"]["exact"] == 1) for one in kept)
+    assert all((one["completion"] == one["suffix"]) == (one["scores"]["memorized"] == 1) for one in kept)
     assert any(one["prefix"] + one["suffix"] in (made / "train.txt").read_text() for one in kept)
 
 
 def test_thresholds_and_what_does_not_fit_are_told(call, made):
     over = asked(call, made, "--fail-over", "0.5")
-    assert over.code == 6 and json.loads(over.out)["exact"] > 0.5
+    assert over.code == 6 and json.loads(over.out)["memorized"] > 0.5
     assert "wants a control" in asked(call, made, "--fail-over", "excess=0.5").err
     short = call("eval-memorization", made / "model", made / "train.txt", "--prefix", "400")
     assert short.code == 1 and "no passage of 450 tokens" in short.err

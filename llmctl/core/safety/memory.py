@@ -62,10 +62,10 @@ class Memory:
             self._tallies[recalled.prefix].add(scores, 1)
 
     def figures(self, prefix: int) -> dict[str, float | None]:
-        """exact, matched, longest, with pii also pii and pii_recalled; and the standard error of exact."""
+        """Those of `Recalled.scores`, with pii also pii and pii_recalled; and the standard error of the first."""
         tally = self._tallies[prefix]
         names = tuple(tally.means)
-        return {**tally.figures(names), "exact_stderr": tally.errors(("exact",))["exact"]}
+        return {**tally.figures(names), "stderr": tally.errors(names)[names[0]]}
 
 
 def recollections(

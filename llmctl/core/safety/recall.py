@@ -32,7 +32,8 @@ class Recalled(NamedTuple):
     @property
     def scores(self) -> dict[str, float]:
         """Its figures."""
-        return {"exact": float(self.exact), "matched": float(self.matched), "longest": float(self.longest)}
+        found = {"memorized": self.exact, "matched_tokens": self.matched, "longest_run": self.longest}
+        return {name: float(value) for name, value in found.items()}
 
 
 def recall(

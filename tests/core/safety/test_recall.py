@@ -38,9 +38,9 @@ def counting(number, first, size, wrong=()):
 def test_what_a_model_knows_by_heart_is_exact_and_what_it_does_not_is_matched_so_far(cyclic):
     known, erring = counting(0, 3, 30), counting(1, 5, 30, wrong=[24])
     found = [scored for _, scored in recall(cyclic, [known, erring], (5, 20), 10)]
-    assert [one.scores for one in found[0]] == [{"exact": 1.0, "matched": 10.0, "longest": 10.0}] * 2
+    assert [one.scores for one in found[0]] == [{"memorized": 1.0, "matched_tokens": 10.0, "longest_run": 10.0}] * 2
     assert [one.prefix for one in found[0]] == [5, 20]
-    assert [one.scores for one in found[1]] == [{"exact": 0.0, "matched": 4.0, "longest": 5.0}] * 2
+    assert [one.scores for one in found[1]] == [{"memorized": 0.0, "matched_tokens": 4.0, "longest_run": 5.0}] * 2
 
 
 def test_an_end_of_text_ends_what_is_written(cyclic):
@@ -79,5 +79,5 @@ def test_the_longest_run_is_that_of_trying_them_all(one, other):
 
 
 def test_a_continuation_that_ended_early_is_not_exact():
-    assert recalled(1, [1, 2], [1, 2, 3]).scores == {"exact": 0.0, "matched": 2.0, "longest": 2.0}
-    assert recalled(1, [], [1, 2]).scores == {"exact": 0.0, "matched": 0.0, "longest": 0.0}
+    assert recalled(1, [1, 2], [1, 2, 3]).scores == {"memorized": 0.0, "matched_tokens": 2.0, "longest_run": 2.0}
+    assert recalled(1, [], [1, 2]).scores == {"memorized": 0.0, "matched_tokens": 0.0, "longest_run": 0.0}
