@@ -133,6 +133,64 @@ def test_a_missed_threshold_is_reported_and_ends_with_6(call, tiny, texts):
     assert done.code == 6 and json.loads(done.out)["perplexity"] == value and "--fail-over" in done.err
 
 
+def test_several_texts_have_a_row_each_and_their_sum_is_that_of_all(call, tiny, texts, tmp_path):
+    each = [report(call("eval-ppl", tiny, f"{n}.txt")) for n in range(3)]
+    found = report(call("eval-ppl", tiny, "0.txt", "1.txt", "2.txt"))
+    assert [one["text"] for one in found["texts"]] == ["0.txt", "1.txt", "2.txt"]
+    for one, alone in zip(found["texts"], each, strict=True):
+        assert one["nll_per_token"] == pytest.approx(alone["nll_per_token"], rel=1e-6)
+        assert (one["tokens"], one["bytes"], one["words"]) == (alone["tokens"], alone["bytes"], alone["words"])
+    nll = sum(one["nll_per_token"] * one["tokens"] for one in each)
+    assert found["nll_per_token"] == pytest.approx(nll / sum(one["tokens"] for one in each), rel=1e-6)
+    words = sum(len(text.split()) for text in texts[:3])
+    assert found["words"] == words and found["word_perplexity"] == pytest.approx(math.exp(nll / words), rel=1e-5)
+    assert found["byte_perplexity"] == pytest.approx(2 ** found["bits_per_byte"])
+    assert "texts" not in each[0] and "models" not in found
+
+
+def test_several_models_score_the_same_texts(call, tiny, texts, tmp_path):
+    shutil.copytree(tiny, tmp_path / "other")
+    first = report(call("eval-ppl", tiny, "texts.jsonl"))
+    found = report(call("eval-ppl", "other", "texts.jsonl", "0.txt", "--against", tiny, "--stride", 8))
+    assert [one["model"] for one in found["models"]] == ["other", str(tiny)]
+    assert found["models"][0]["nll_per_token"] == found["models"][1]["nll_per_token"] == found["nll_per_token"]
+    assert [len(one["texts"]) for one in found["models"]] == [2, 2]
+    assert found["models"][1]["texts"][0]["tokens"] == first["tokens"]
+    for argv in (["-"], ["texts.jsonl", "--samples", "s.jsonl"]):
+        done = call("eval-ppl", tiny, *argv, "--against", tiny)
+        assert (done.code, done.out) == (2, "") and not (tmp_path / "s.jsonl").exists()
+
+
+def test_documents_and_domains_add_up_to_the_whole(call, tiny, texts, tmp_path):
+    lines = [{"text": text, "kind": ["code", "prose", None][n % 3]} for n, text in enumerate(texts)]
+    (tmp_path / "kinds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = report(call("eval-ppl", tiny, "kinds.jsonl", "--by", "kind", "--samples", "s.jsonl"))
+    assert list(found["domains"]) == ["code", "prose", "None"]
+    samples = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert [one["doc_id"] for one in samples] == list(range(6))
+    assert [one["source"] for one in samples] == [f"kinds.jsonl:{n}" for n in range(1, 7)]
+    for kind, sum_ in found["domains"].items():
+        own = [one["scores"] for one in samples if one["domain"] == kind]
+        assert sum_["documents"] == len(own) and sum_["tokens"] == sum(one["tokens"] for one in own)
+        nll = sum(one["nll"] for one in own)
+        assert sum_["nll_per_token"] == pytest.approx(nll / sum_["tokens"], rel=1e-6)
+    assert sum(one["scores"]["nll"] for one in samples) == pytest.approx(found["nll_per_token"] * found["tokens"])
+    for argv, words in ((["kinds.jsonl", "--by", "author"], "kinds.jsonl:1 has no field 'author'"),
+                        (["0.txt", "--by", "kind"], "0.txt is no record"),
+                        (["kinds.jsonl", "--samples", "s.jsonl"], "s.jsonl exists")):  # fmt: skip
+        done = call("eval-ppl", tiny, *argv)
+        assert (done.code, done.out) == (1, "") and words in done.err
+    assert call("eval-ppl", tiny, "kinds.jsonl", "--samples", "s.jsonl", "--force").code == 0
+
+
+def test_any_figure_may_have_a_limit(call, tiny, texts):
+    value = report(call("eval-ppl", tiny, "0.txt"))["bits_per_byte"]
+    assert call("eval-ppl", tiny, "0.txt", "--fail-over", f"bits_per_byte={value + 1}").code == 0
+    done = call("eval-ppl", tiny, "0.txt", "--fail-over", "1e9", "--fail-over", f"bits_per_byte={value * 0.999}")
+    assert done.code == 6 and json.loads(done.out)["bits_per_byte"] == value and "bits_per_byte is" in done.err
+    assert call("eval-ppl", tiny, "0.txt", "--fail-over", "loss=1").code == 2
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [

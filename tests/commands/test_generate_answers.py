@@ -111,13 +111,6 @@ def test_a_source_may_be_longer_than_relative_positions_were_trained_for(call, t
     assert done.out == words.decode(theirs.generate(**given, max_new_tokens=4)[0], skip_special_tokens=True)
 
 
-def test_perplexity_is_refused_with_a_hint(call, t5, tmp_path):
-    (tmp_path / "text.txt").write_text("the cat")
-    done = call("eval-ppl", t5[0], "text.txt")
-    assert done.code == 4 and done.err.count("\n") == 2
-    assert "an encoder-decoder, which scores an answer" in done.err and "llmctl generate" in done.err
-
-
 def test_random_ids_in_a_batch_of_bart_equal_transformers(call, tmp_path):
     """Its encoder meets <s> text </s>; the tokens that BART forces come from generation_config.json."""
     shape = {"vocab_size": 30, "d_model": 32, "max_position_embeddings": 40}
