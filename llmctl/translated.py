@@ -1,6 +1,7 @@
 """translated: pairs in, a translation metric's report, sentences or samples out; eval-bleu, eval-chrf, eval-ter."""
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import zip_longest
@@ -76,7 +77,7 @@ class Evaluation:
         counts = Counts(self.options)
         for rows in self._read():
             for (pair,), row in zip(
-                rows, counts.add((pair.prediction, pair.references) for (pair,) in rows), strict=True
+                rows, counts.add([(pair.prediction, pair.references) for (pair,) in rows]), strict=True
             ):
                 figures = counts.alone(row)
                 record = pair.record
@@ -146,18 +147,26 @@ class Evaluation:
 
     def _count(self, samples: IO[bytes] | None) -> list["Counts"]:
         """The counts of the predictions, and of each baseline."""
+        from llmctl.core.metrics.counting import counted
         from llmctl.core.metrics.translation import Counts
 
         keep = self._resampled or bool(self.comparison.baseline)
         systems = [Counts(self.options, keep) for _ in (0, *self.comparison.baseline)]
-        with self.console.progress(None, "pairs", "scoring") as progress:
+        unwritten: deque[Pair] = deque()  # those whose counts are awaited for a sample
+
+        def batches() -> Iterator[tuple[Counts, list[tuple[str, Sequence[str]]]]]:
             for ready in self._read():
+                if samples is not None:
+                    unwritten.extend(pairs[0] for pairs in ready)
                 for counts, pairs in zip(systems, zip(*ready, strict=True), strict=True):
-                    rows = counts.add((pair.prediction, pair.references) for pair in pairs)
-                    if samples is not None and counts is systems[0]:
-                        for pair, row in zip(pairs, rows, strict=True):
-                            samples.write(self._sample(pair, counts.alone(row)))
-                progress.update(systems[0].pairs)
+                    yield counts, [(pair.prediction, pair.references) for pair in pairs]
+
+        with self.console.progress(None, "pairs", "scoring") as progress:
+            for counts, rows in counted(batches(), self.options, self.scored.jobs):
+                if counts is systems[0]:
+                    progress.update(counts.pairs)
+                    for row in rows if samples is not None else ():
+                        samples.write(self._sample(unwritten.popleft(), counts.alone(row)))
         return systems
 
     def _sample(self, pair: "Pair", figures: "Figures") -> bytes:

@@ -23,9 +23,8 @@ class Bleu:
 
     tokenize: Annotated[
         Tokenizer,
-        "How texts become words. 13a: as mteval does; intl: by Unicode's classes; zh: Chinese by character; char: all "
-        "by character; none: at spaces. ja-mecab and ko-mecab need sacrebleu[ja] and [ko]; spm, flores101, flores200 "
-        "and spBLEU-1K sentencepiece and its model.",
+        "How texts become words; 13a: as mteval does; intl: by Unicode's classes; zh: Chinese by character; none: at "
+        "spaces. The mecab ones need sacrebleu[ja] or [ko]; spm and what follows it sentencepiece and its model.",
     ] = "13a"
     lowercase: Annotated[bool, "Take capitals for small letters."] = False
     smooth_method: Annotated[
@@ -146,12 +145,20 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Scored:
-    """Output."""
+    """Output.
+
+    Raises:
+        UserError: no process is to count.
+    """
 
     sentence_level: Annotated[bool, "Score each pair alone, a JSON line each, instead of all together."] = False
     samples: Annotated[Path | None, "Also write each pair with its score, a JSON line each, to this file."] = None
     force: Annotated[bool, "Replace the file of --samples that is there."] = False
     varying: Annotated[bool, "Pairs may have different numbers of references; the signature says nrefs:var."] = False
+    jobs: Annotated[int, "Processes that count; more are faster where there are many pairs."] = 1
+
+    def __post_init__(self) -> None:
+        _refuse({f"--jobs is {self.jobs}, wanted 1 or more": self.jobs < 1})
 
 
 def _refuse(wrong: dict[str, bool]) -> None:

@@ -136,7 +136,12 @@ def test_tokenizers_of_sentencepiece_read_the_model_in_sacrebleus_directory_and_
     assert (done.returncode, done.stdout) == (1, "") and str(tmp_path) in done.stderr
     (tmp_path / "models").mkdir()
     sentencepiece.SentencePieceTrainer.train(
-        input=str(texts / "one.ref"), model_prefix=str(tmp_path / "made"), vocab_size=60, minloglevel=2
+        input=str(texts / "one.ref"),
+        model_prefix=str(tmp_path / "made"),
+        vocab_size=60,
+        model_type="char",
+        num_threads=1,
+        minloglevel=2,
     )
     os.rename(tmp_path / "made.model", tmp_path / "models" / "flores200sacrebleuspm")
     report, wanted = (

@@ -120,7 +120,8 @@ def open_metric(name: str, variant: str | None, cache: Path) -> tuple[evaluate.E
         raise UserError(f"{name} needs a package: {error}", "Install it with pip.") from error
     except Exception as error:
         raise UserError(
-            f"{name} cannot be loaded: {type(error).__name__}: {error}", "Is it a metric's module?"
+            f"{name} cannot be loaded: {type(error).__name__}: {error}",
+            "Is it a metric's module?" if path else "Is the hub within reach?",
         ) from error
     return metric, "hub" if path is None else sha256_of(path)[:12]
 

@@ -3,7 +3,7 @@
 import logging
 import os
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from llmctl.spec.translation import Bleu, Chrf, Options, Ter
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
 
+Told = tuple[str, Sequence[str]]  # a prediction, and its references
 Row = list[float]  # the counts of a pair, which add up over pairs; a score is made of their sum
 # Packages of tokenizers that sacrebleu does not bring, and the file of sentencepiece's models in its directory.
 EXTRAS = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
@@ -86,14 +87,31 @@ def _corpus(predictions: Sequence[str], references: Sequence[str | Sequence[str]
     if len(predictions) != len(references) or not len(predictions):
         raise ValueError(f"{len(predictions)} predictions and {len(references)} references; wanted as many, and some")
     counts = Counts(options)
-    counts.add((said, (told,) if isinstance(told, str) else told) for said, told in zip(predictions, references))  # noqa: B905
+    pairs = zip(predictions, references, strict=True)
+    counts.add([(said, (told,) if isinstance(told, str) else told) for said, told in pairs])
     return counts.figures()
+
+
+def count(metric: "Metric", pairs: Sequence[Told]) -> list[Row]:
+    """What a metric of sacrebleu's counts in each pair.
+
+    White space at a text's end is not read, as sacrebleu's command does not.
+
+    Raises:
+        ValueError: a text has no reference.
+    """
+    said = [prediction.rstrip() for prediction, _ in pairs]
+    told = [[reference.rstrip() for reference in references] for _, references in pairs]
+    if not all(told):
+        raise ValueError("a text has no reference")
+    most = max(map(len, told), default=0)
+    streams = [[each[i] if i < len(each) else None for each in told] for i in range(most)]
+    rows: list[Row] = metric._extract_corpus_statistics(said, streams) if said else []
+    return rows
 
 
 class Counts:
     """What a metric counts in pairs, which come a few at a time; the sums are the score's.
-
-    White space at a text's end is not read, as sacrebleu's command does not.
 
     Args:
         keep: keep each pair's own counts, as `rows` needs them: 40 to 96 bytes a pair.
@@ -112,30 +130,23 @@ class Counts:
         self._kept = array("d" if isinstance(options, Ter) else "f") if keep else None
         self._references: set[int] = set()
 
-    def add(self, pairs: Iterable[tuple[str, Sequence[str]]]) -> list[Row]:
-        """The counts of each pair: a prediction and its references, one at least."""
-        said, told = [], []
-        for prediction, references in pairs:
-            if not references:
-                raise ValueError(f"pair {self.pairs + len(said)} has no reference")
-            said.append(prediction.rstrip())
-            told.append([reference.rstrip() for reference in references])
-        if not said:
-            return []
-        most = max(map(len, told))
-        streams = [[each[i] if i < len(each) else None for each in told] for i in range(most)]
-        rows: list[Row] = self.metric._extract_corpus_statistics(said, streams)
-        self._references.update(map(len, told))
+    def add(self, pairs: Sequence[Told]) -> list[Row]:
+        """Count pairs; what is counted in each."""
+        rows = count(self.metric, pairs)
+        self.take(pairs, rows)
+        return rows
+
+    def take(self, pairs: Sequence[Told], rows: Sequence[Row]) -> None:
+        """Add what was counted in pairs elsewhere."""
         self.pairs += len(rows)
-        self.tokenized += sum(text.endswith(" .") for text in said)
-        self.sums = self.sums or [type(value)() for value in rows[0]]
-        for row in rows:
+        for (said, told), row in zip(pairs, rows, strict=True):
+            self._references.add(len(told))
+            self.tokenized += said.rstrip().endswith(" .")
+            self.sums = self.sums or [type(value)() for value in row]
             for i, value in enumerate(row):
                 self.sums[i] += value
-        if self._kept is not None:
-            for row in rows:
+            if self._kept is not None:
                 self._kept.extend(row)
-        return rows
 
     def figures(self, drawn: dict[str, int] | None = None) -> Figures:
         """The score of all pairs so far.

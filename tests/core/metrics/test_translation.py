@@ -5,6 +5,7 @@ import tracemalloc
 
 import pytest
 
+from llmctl.core.metrics.counting import counted
 from llmctl.core.metrics.resampling import interval, resampled, shuffled
 from llmctl.core.metrics.translation import Counts, bleu, chrf, ter
 from llmctl.spec.translation import Bleu, Chrf, Ter
@@ -33,6 +34,16 @@ def test_pairs_counted_a_few_at_a_time_score_as_all_at_once_do(options):
     assert counts.figures() == whole and "nrefs:var" in whole.signature
     assert ("order:2" in whole.signature) == (options == Bleu(smooth_method="add-k", max_order=2))
     assert counts.rows().sum(0).tolist() == pytest.approx(counts.sums, rel=1e-6)  # float32
+
+
+def test_several_processes_count_what_one_does_and_in_order():
+    pairs, options = drawn(90, 4), Chrf()
+    one, two, other = (Counts(options) for _ in range(3))
+    wanted = one.add(pairs)
+    batches = [(two if start % 2 else other, pairs[start : start + 9]) for start in range(0, 90, 9)]
+    rows = [row for _, found in counted(batches, options, jobs=2) for row in found]
+    assert rows == wanted and two.pairs + other.pairs == 90
+    assert [x + y for x, y in zip(two.sums, other.sums, strict=True)] == one.sums
 
 
 def test_texts_without_references_or_at_all_are_refused():
