@@ -91,6 +91,8 @@ def test_several_tasks_files_and_limits(call, tiny, tasks):
     found = report(call(*command, "--gen-kwargs", "max_gen_toks=3"))
     assert set(found["results"]) == {"asked", "written"} and found["n-samples"]["asked"]["effective"] == 2
     assert found["configs"]["written"]["generation_kwargs"]["max_gen_toks"] == 3
+    counted = report(call("memcalc", tiny, "--json"))["parameters"]  # after the model was packed to write
+    assert found["config"]["model_num_parameters"] == counted
     missed = call(*command, "--fail-under", "exact_match=0.5")
     assert (missed.code, len(json.loads(missed.out)["results"])) == (6, 2)
     assert "written:exact_match is 0, under" in missed.err

@@ -263,10 +263,9 @@ class HarnessModel(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What results say of the model."""
-        parameter = next(self.subject.model.parameters())
         return {
-            "model_num_parameters": sum(one.numel() for one in self.subject.model.parameters()),
-            "model_dtype": str(parameter.dtype),
+            "model_num_parameters": self.subject.parameters,
+            "model_dtype": f"torch.{self.subject.numbers}",
             "model_path": str(self.subject.path),
         }
 
