@@ -265,7 +265,7 @@ class HarnessModel(TemplateLM):
         """What results say of the model."""
         return {
             "model_num_parameters": self.subject.parameters,
-            "model_dtype": f"torch.{self.subject.numbers}",
+            "model_dtype": f"torch.{self.subject.dtype}",
             "model_path": str(self.subject.path),
         }
 
