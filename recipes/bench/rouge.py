@@ -5,8 +5,9 @@
     python recipes/bench/rouge.py --memory 1000000   # also eval-rouge itself on so many pairs and on a tenth of them
 
 The texts are made: words by Zipf's law, a prediction is its reference with sentences dropped and words changed. In one
-process, on one thread, the two take turns over the same pairs; figures are medians of the rounds. Peak memory is the
-process's greatest resident set. Prints one JSON object.
+process, on one thread, the two take turns over the same pairs; figures are medians of the rounds, in seconds of the processor,
+so that other work on the machine counts for neither. Peak memory is the process's greatest resident set. Prints one
+JSON object.
 """
 
 import argparse
@@ -82,14 +83,14 @@ def compared(options: argparse.Namespace) -> dict[str, object]:
 def rounds(
     count: int, pairs: list[tuple[str, str]], contenders: dict[str, Callable[[str, str], object]]
 ) -> dict[str, list[float]]:
-    """Seconds that each takes for all pairs, turn by turn."""
+    """Seconds of the processor that each takes for all pairs, turn by turn."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(count):
         for name, score in contenders.items():
-            began = time.perf_counter()
+            began = time.process_time()
             for said, wanted in pairs:
                 score(said, wanted)
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.process_time() - began)
     return seconds
 
 
