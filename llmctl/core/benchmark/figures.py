@@ -108,12 +108,15 @@ def intervals(
 
 
 def replicated(sums: Sums, seed: int) -> NDArray[np.float64]:
-    """A figure over bootstrap samples, where it is a number; of fewer than two records none."""
+    """A figure over bootstrap samples, where it is a number; of fewer than two records none.
+
+    Records that add the same are drawn together, as many as there are of each.
+    """
     records = len(sums.rows)
     if records < 2:
         return np.zeros(0)
     stream = np.random.default_rng(seed % 2**64)
-    replicates = min(REPLICATES, max(LEAST, DRAWS // records))
-    shares = np.full(records, 1 / records)
-    found = [sums.ends((stream.multinomial(records, shares) @ sums.rows).tolist()) for _ in range(replicates)]
+    kinds, counts = np.unique(sums.rows, axis=0, return_counts=True)  # (U, K), (U,)
+    replicates = min(REPLICATES, max(LEAST, DRAWS // len(kinds)))
+    found = [sums.ends((stream.multinomial(records, counts / records) @ kinds).tolist()) for _ in range(replicates)]
     return np.array([value for value in found if math.isfinite(value)])
