@@ -54,35 +54,50 @@ static inline uint16_t brief_weight(const Matrix& w, int64_t at, int64_t column,
     return step[place] | w.table[at * 16 + code] << 8;
 }
 
-// How the tokens are given that a kind of matrix multiplies.
-enum Form { FLOATS, PAIRS, BYTES };
-static inline Form form_of(int64_t kind, int64_t parts = 2) {
-    if (!FAST || kind == F32 || kind == F16) return FLOATS;
-    return kind == BF16 || kind == BRIEF || parts == 1 ? PAIRS : BYTES;  // many tokens meet whole numbers as bf16
+// How the tokens are given that a kind of matrix multiplies. BYTES: numbers of 16 bits, all of a token's in the same
+// unit. SPANS: numbers of 8 bits, each 32 or 16 that follow one another in a unit of their own; beside weights of four
+// bits, which are some 20 times as coarse, that loses little.
+enum Form { FLOATS, PAIRS, BYTES, SPANS };
+static inline Form form_of(int64_t kind) {  // of floats
+    return FAST && (kind == BF16 || kind == BRIEF) ? PAIRS : FLOATS;
 }
 
-constexpr int64_t BYTES_MOST = 64;  // tokens up to which bytes of 16-bit tokens are as fast as bf16 ones, and nearer
-
-// The same, of a matrix that so many tokens meet. Where scales are those of rows, bytes cost no more.
-static inline Form form_of(const Matrix& w, int64_t parts, int64_t tokens) {
-    const bool bytes = FAST && w.kind == INT8 && w.group == w.columns && tokens <= BYTES_MOST;
-    return bytes ? BYTES : form_of(w.kind, parts);
+static inline Form form_of(const Matrix& w) {
+    return FAST && w.kind == INT8 ? BYTES : FAST && w.kind == INT4 ? SPANS : form_of(w.kind);
 }
 
 // Tokens as a product takes them. A token is one or two rows of numbers (parts): as bf16 what is nearest and what that
-// leaves, as bytes the high and the low one of a number of 16 bits.
+// leaves, as BYTES the high and the low one, as SPANS one.
 struct Tokens {
     const char* rows;
     int64_t stride;       // bytes from part to part
     int64_t parts;
-    const float* unit;    // BYTES: what 1 stands for, of each token
-    const int32_t* sums;  // BYTES: [part][group]
-    int64_t groups;
+    const float* unit;    // what 1 stands for, of each token; SPANS: [group]
+    const int32_t* sums;  // [part][group]
+    int64_t groups;       // of columns that are summed: BYTES: those that share a scale; SPANS: those that share a unit
 };
+
+static inline int64_t parts_of(Form form, int64_t parts) {  // parts: of bf16
+    return form == PAIRS ? parts : form == BYTES ? 2 : 1;
+}
+
+// Columns that are summed together.
+static inline int64_t group_of(Form form, const Matrix& w) {
+    return form == BYTES ? w.group : form == SPANS ? (w.group % 32 ? 16 : 32) : w.columns;
+}
 
 constexpr int MOST = 12;  // parts that are multiplied at once: 24 sums, 32 registers
 
 #if FAST
+// Have what comes later in a panel's stream fetched. Several tokens keep a core too busy to look so far ahead by
+// itself: 32 meet a matrix in memory in 0.75 to 0.95 of the time. One does not.
+template <int M>
+static inline void ahead(const char* panel, int bytes) {
+    constexpr int far = 8192;
+    if constexpr (M >= 4)
+        for (int i = 0; i < bytes; i += 64) _mm_prefetch(panel + far + i, _MM_HINT_T0);
+}
+
 struct Four {  // a step of BRIEF as two of bf16
     __m512i low[2], high[2];
     Four(const char* step, __m512i table) {
@@ -113,13 +128,16 @@ static void by_pairs(const Matrix& w, int64_t at, const Tokens& x, int64_t first
     if constexpr (KIND == BRIEF) {
         const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)(w.table + at * 16)));
         for (int64_t i = 0; i < w.columns / 2; i += 2, panel += 192) {
+            ahead<M>(panel, 192);
             const Four four(panel, table);
             add(four.low[0], four.high[0], i);
             add(four.low[1], four.high[1], i + 1);
         }
     } else {
-        for (int64_t i = 0; i < w.columns / 2; i++, panel += 128)
+        for (int64_t i = 0; i < w.columns / 2; i++, panel += 128) {
+            ahead<M>(panel, 128);
             add(_mm512_loadu_si512(panel), _mm512_loadu_si512(panel + 64), i);
+        }
     }
 #pragma GCC unroll 12
     for (int m = 0; m < M; m++) {
@@ -133,71 +151,25 @@ static inline V sixteen(const char* scale, int64_t kind, int64_t place) {
     return kind == BF16 ? brains((const uint16_t*)scale + place) : halves((const uint16_t*)scale + place);
 }
 
-// A panel of whole numbers as one of bf16, for many tokens: bytes exactly and without their scales (but those of
-// groups), four bits with them. A code becomes the last digits of a float, of 2^23 or, so that its distance from 0
-// times a scale of 16 bits is exact, of 128.
-template <int KIND>
-static void brained(const Matrix& w, int64_t at, char* to) {
-    const int64_t groups = w.columns / w.group, step = KIND == INT4 ? 8 : 4;
-    const char* panel = w.codes + at * bytes_of(KIND, w.columns);
-    const bool scaled = KIND == INT4 || groups > 1;
-    const __m512i mask = _mm512_set1_epi32(KIND == INT4 ? 15 << 16 : 255);
-    const __m512i lift = _mm512_set1_epi32(KIND == INT4 ? 0x43000000 : 0x4b000000);
-    alignas(64) uint16_t sides[PANEL];  // words of one column and of the next, by turns
-    for (int64_t i = 0; i < PANEL; i++) sides[i] = i / 2 + i % 2 * LANES;
-    const __m512i turns = _mm512_load_si512(sides);
-    for (int64_t g = 0; g < groups; g++)
-        for (int side = 0; side < 2; side++) {
-            const int64_t lane = (at * groups + g) * PANEL + side * LANES;
-            const __m512i usual = _mm512_set1_epi32(KIND == INT4 ? 8 : 128);
-            const __m512i code = w.zero ? _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(w.zero + lane))) : usual;
-            const __m512 zero = _mm512_add_ps(_mm512_cvtepi32_ps(code), (__m512)lift);
-            const __m512 scale = scaled ? (__m512)sixteen(w.scale, w.scale_kind, lane) : _mm512_set1_ps(1);
-            const __m512 less = _mm512_mul_ps(zero, scale);
-            auto number = [&](__m512i word, int left) {
-                const __m512i moved = left < 0 ? _mm512_srli_epi32(word, -left) : _mm512_slli_epi32(word, left);
-                const __m512 lifted = (__m512)_mm512_ternarylogic_epi32(moved, mask, lift, 0xea);  // moved & mask | lift
-                if constexpr (KIND == INT4) return _mm512_fmsub_ps(lifted, scale, less);
-                else return _mm512_mul_ps(_mm512_sub_ps(lifted, zero), scale);
-            };
-            for (int64_t i = g * w.group; i < (g + 1) * w.group; i += step) {
-                const __m512i word = _mm512_loadu_si512(panel + i / step * 128 + side * 64);
-#pragma GCC unroll 4
-                for (int j = 0; j < step; j += 2) {
-                    const int left = KIND == INT4 ? 16 - 8 * (j % 4) - 4 * (j / 4) : -8 * j;
-                    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(number(word, left - 8), number(word, left));
-                    _mm512_storeu_si512(to + (i + j) / 2 * 128 + side * 64, _mm512_permutexvar_epi16(turns, both));
-                }
-            }
-        }
+static inline __m512i zeros(const Matrix& w, int64_t place) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(w.zero + place)));
 }
 
-// Sums of products of whole numbers, of M rows with some columns of a panel.
-template <int BITS, int M>
+// Sums of products of whole numbers, of M rows with some columns of a panel of bytes; apart from what is done with
+// them, since the compiler then leaves them in registers.
+template <int M>
 static void dots(const char* panel, int64_t columns, const char* rows, int64_t stride, int32_t (*out)[PANEL]) {
-    const __m512i nibble = _mm512_set1_epi8(15);
     __m512i a[M], b[M];
 #pragma GCC unroll 12
     for (int m = 0; m < M; m++) a[m] = b[m] = _mm512_setzero_si512();
-    for (int64_t i = 0; i < columns; i += BITS == 4 ? 8 : 4, panel += 128) {
-        __m512i low = _mm512_loadu_si512(panel), high = _mm512_loadu_si512(panel + 64);
-        __m512i later_low = low, later_high = high;
-        if constexpr (BITS == 4) {
-            later_low = _mm512_and_si512(_mm512_srli_epi16(low, 4), nibble);
-            later_high = _mm512_and_si512(_mm512_srli_epi16(high, 4), nibble);
-            low = _mm512_and_si512(low, nibble);
-            high = _mm512_and_si512(high, nibble);
-        }
+    for (int64_t i = 0; i < columns; i += 4, panel += 128) {
+        ahead<M / 2>(panel, 128);
+        const __m512i low = _mm512_loadu_si512(panel), high = _mm512_loadu_si512(panel + 64);
 #pragma GCC unroll 12
         for (int m = 0; m < M; m++) {
-            __m512i four = _mm512_set1_epi32(*(const int32_t*)(rows + m * stride + i));
+            const __m512i four = _mm512_set1_epi32(*(const int32_t*)(rows + m * stride + i));
             a[m] = _mm512_dpbusd_epi32(a[m], low, four);
             b[m] = _mm512_dpbusd_epi32(b[m], high, four);
-            if constexpr (BITS == 4) {
-                four = _mm512_set1_epi32(*(const int32_t*)(rows + m * stride + i + 4));
-                a[m] = _mm512_dpbusd_epi32(a[m], later_low, four);
-                b[m] = _mm512_dpbusd_epi32(b[m], later_high, four);
-            }
         }
     }
 #pragma GCC unroll 12
@@ -207,38 +179,82 @@ static void dots(const char* panel, int64_t columns, const char* rows, int64_t s
     }
 }
 
-// Tokens of two parts each: M is even, and M / 2 rows come out. What is rounded is told step by step, so that any
-// number of tokens gives each the very same sums.
-template <int BITS, int M>
+// M tokens of BYTES. What is rounded is told step by step, so that any number of tokens gives each the very same sums.
+template <bool ZEROS, int M>
 static void by_bytes(const Matrix& w, int64_t at, const Tokens& x, int64_t first, float (*out)[PANEL]) {
-    const int64_t groups = w.columns / w.group, usual = BITS == 4 ? 8 : 128;
-    const char* panel = w.codes + at * bytes_of(w.kind, w.columns);
-    const char* rows = x.rows + first * x.stride;
-    alignas(64) int32_t made[M][PANEL];
-    for (int64_t g = 0; g < groups; g++) {
-        dots<BITS, M>(panel + g * bytes_of(w.kind, w.group), w.group, rows + g * w.group, x.stride, made);
-        for (int side = 0; side < 2; side++) {
-            const int64_t lane = (at * groups + g) * PANEL + side * LANES;
+    const char *panel = w.codes + at * bytes_of(INT8, w.columns), *rows = x.rows + 2 * first * x.stride;
+    const int32_t* sums = x.sums + 2 * first * x.groups;
+    alignas(64) int32_t made[2 * M][PANEL];
+    for (int64_t g = 0; g < x.groups; g++, sums++, rows += w.group) {
+        dots<2 * M>(panel + g * bytes_of(INT8, w.group), w.group, rows, x.stride, made);
+        for (int64_t side = 0; side < PANEL; side += LANES) {
+            const int64_t lane = (at * x.groups + g) * PANEL + side;
             const __m512 scale = (__m512)sixteen(w.scale, w.scale_kind, lane);
-            const __m512i zero = w.zero ? _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(w.zero + lane)))
-                                        : _mm512_set1_epi32(usual);
-            for (int m = 0; m < M; m += 2) {
-                const int32_t* sums = x.sums + (first + m) * x.groups + g;
-                auto part = [&](int p) {
-                    const __m512i less = w.zero ? _mm512_mullo_epi32(_mm512_set1_epi32(sums[p * x.groups]), zero)
-                                                : _mm512_set1_epi32(sums[p * x.groups] * (int32_t)usual);
-                    return _mm512_sub_epi32(_mm512_load_si512(made[m + p] + side * LANES), less);
-                };
-                __m512 whole;
-                if constexpr (BITS == 4)
-                    whole = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(part(0), 8), part(1)));
-                else
-                    whole = _mm512_fmadd_ps(_mm512_set1_ps(256), _mm512_cvtepi32_ps(part(0)),
-                                            _mm512_cvtepi32_ps(part(1)));
-                float* to = out[m / 2] + side * LANES;
-                _mm512_storeu_ps(to, _mm512_fmadd_ps(whole, scale, g ? _mm512_loadu_ps(to) : _mm512_setzero_ps()));
+            const __m512i zero = ZEROS ? zeros(w, lane) : _mm512_setzero_si512();
+            auto part = [&](int m) {
+                const __m512i sum = _mm512_set1_epi32(sums[m * x.groups]);
+                const __m512i less = ZEROS ? _mm512_mullo_epi32(sum, zero) : _mm512_slli_epi32(sum, 7);
+                return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(made[m] + side), less));
+            };
+            for (int m = 0; m < M; m++) {
+                const __m512 whole = _mm512_fmadd_ps(_mm512_set1_ps(256), part(2 * m), part(2 * m + 1));
+                const __m512 before = g ? _mm512_loadu_ps(out[m] + side) : _mm512_setzero_ps();
+                _mm512_storeu_ps(out[m] + side, _mm512_fmadd_ps(whole, scale, before));
             }
         }
+    }
+}
+
+// M tokens of SPANS, with four bits. All sums stay in registers; what is rounded is told step by step here too.
+template <int SPAN, bool ZEROS, int M>
+static void by_spans(const Matrix& w, int64_t at, const Tokens& x, int64_t first, float (*out)[PANEL]) {
+    const int64_t alike = w.group / SPAN;  // spans that meet the same scale
+    const char *panel = w.codes + at * bytes_of(INT4, w.columns), *rows = x.rows + first * x.stride;
+    const float* units = x.unit + first * x.groups;
+    const int32_t* sums = x.sums + first * x.groups;
+    const __m512i nibble = _mm512_set1_epi8(15);
+    __m512 low_total[M], high_total[M];
+#pragma GCC unroll 6
+    for (int m = 0; m < M; m++) low_total[m] = high_total[m] = _mm512_setzero_ps();
+    int64_t lane = at * (w.columns / w.group) * PANEL;
+    for (int64_t g = 0, left = alike; g < x.groups; g++, rows += SPAN) {
+        __m512i a[M], b[M];
+#pragma GCC unroll 6
+        for (int m = 0; m < M; m++) {
+            const __m512i less = _mm512_set1_epi32(-sums[m * x.groups + g]);
+            a[m] = ZEROS ? _mm512_mullo_epi32(less, zeros(w, lane)) : _mm512_slli_epi32(less, 3);
+            b[m] = ZEROS ? _mm512_mullo_epi32(less, zeros(w, lane + LANES)) : a[m];
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < SPAN; i += 8, panel += 128) {
+            ahead<M>(panel, 128);
+            const __m512i low = _mm512_loadu_si512(panel), high = _mm512_loadu_si512(panel + 64);
+            const __m512i later_low = _mm512_and_si512(_mm512_srli_epi16(low, 4), nibble);
+            const __m512i later_high = _mm512_and_si512(_mm512_srli_epi16(high, 4), nibble);
+#pragma GCC unroll 6
+            for (int m = 0; m < M; m++) {
+                __m512i four = _mm512_set1_epi32(*(const int32_t*)(rows + m * x.stride + i));
+                a[m] = _mm512_dpbusd_epi32(a[m], _mm512_and_si512(low, nibble), four);
+                b[m] = _mm512_dpbusd_epi32(b[m], _mm512_and_si512(high, nibble), four);
+                four = _mm512_set1_epi32(*(const int32_t*)(rows + m * x.stride + i + 4));
+                a[m] = _mm512_dpbusd_epi32(a[m], later_low, four);
+                b[m] = _mm512_dpbusd_epi32(b[m], later_high, four);
+            }
+        }
+        const __m512 scale = (__m512)sixteen(w.scale, w.scale_kind, lane);
+        const __m512 high_scale = (__m512)sixteen(w.scale, w.scale_kind, lane + LANES);
+#pragma GCC unroll 6
+        for (int m = 0; m < M; m++) {
+            const __m512 unit = _mm512_set1_ps(units[m * x.groups + g]);
+            low_total[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[m]), _mm512_mul_ps(scale, unit), low_total[m]);
+            high_total[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b[m]), _mm512_mul_ps(high_scale, unit), high_total[m]);
+        }
+        if (!--left) left = alike, lane += PANEL;
+    }
+#pragma GCC unroll 6
+    for (int m = 0; m < M; m++) {
+        _mm512_storeu_ps(out[m], low_total[m]);
+        _mm512_storeu_ps(out[m] + LANES, high_total[m]);
     }
 }
 #endif
@@ -368,20 +384,39 @@ static void pair_tile(const Matrix& w, int64_t at, const Tokens& x, int64_t part
     }
 }
 
-template <int BITS>
+template <bool ZEROS>
 static void byte_tile(const Matrix& w, int64_t at, const Tokens& x, int64_t first, int64_t n, float (*out)[PANEL]) {
     int64_t done = 0;
     while (done < n) {
-        const int64_t left = n - done, part = 2 * (first + done);
-        if (left >= 6) by_bytes<BITS, 12>(w, at, x, part, out + done), done += 6;
-        else if (left >= 4) by_bytes<BITS, 8>(w, at, x, part, out + done), done += 4;
-        else if (left >= 2) by_bytes<BITS, 4>(w, at, x, part, out + done), done += 2;
-        else by_bytes<BITS, 2>(w, at, x, part, out + done), done += 1;
+        const int64_t left = n - done;
+        if (left >= 6) by_bytes<ZEROS, 6>(w, at, x, first + done, out + done), done += 6;
+        else if (left >= 4) by_bytes<ZEROS, 4>(w, at, x, first + done, out + done), done += 4;
+        else if (left >= 2) by_bytes<ZEROS, 2>(w, at, x, first + done, out + done), done += 2;
+        else by_bytes<ZEROS, 1>(w, at, x, first + done, out + done), done += 1;
     }
     for (int64_t i = 0; i < n; i++) {
         const V unit = all(x.unit[first + i]);
         store(out[i], load(out[i]) * unit), store(out[i] + LANES, load(out[i] + LANES) * unit);
     }
+}
+
+template <int SPAN, bool ZEROS>
+static void span_tile(const Matrix& w, int64_t at, const Tokens& x, int64_t first, int64_t n, float (*out)[PANEL]) {
+    int64_t done = 0;
+    while (done < n) {
+        const int64_t left = n - done;
+        if (left >= 6) by_spans<SPAN, ZEROS, 6>(w, at, x, first + done, out + done), done += 6;
+        else if (left >= 4) by_spans<SPAN, ZEROS, 4>(w, at, x, first + done, out + done), done += 4;
+        else if (left >= 2) by_spans<SPAN, ZEROS, 2>(w, at, x, first + done, out + done), done += 2;
+        else by_spans<SPAN, ZEROS, 1>(w, at, x, first + done, out + done), done += 1;
+    }
+}
+
+template <int KIND, bool ZEROS>
+static void whole_tile(const Matrix& w, int64_t at, const Tokens& x, int64_t first, int64_t n, float (*out)[PANEL]) {
+    if (KIND == INT8) byte_tile<ZEROS>(w, at, x, first, n, out);
+    else if (group_of(SPANS, w) == 32) span_tile<32, ZEROS>(w, at, x, first, n, out);
+    else span_tile<16, ZEROS>(w, at, x, first, n, out);
 }
 #endif
 
@@ -398,8 +433,8 @@ static void tile(const Matrix& w, int64_t at, const Tokens& x, int64_t first, in
                 store(out[i] + LANES, load(out[2 * i] + LANES) + load(out[2 * i + 1] + LANES));
             }
             return;
-        case INT8: return byte_tile<8>(w, at, x, first, n, out);
-        case INT4: return byte_tile<4>(w, at, x, first, n, out);
+        case INT8: return (w.zero ? whole_tile<INT8, true> : whole_tile<INT8, false>)(w, at, x, first, n, out);
+        case INT4: return (w.zero ? whole_tile<INT4, true> : whole_tile<INT4, false>)(w, at, x, first, n, out);
 #else
         case BF16: return plain_tile<BF16>(w, at, x, first, n, out);
         case INT8: return plain_tile<INT8>(w, at, x, first, n, out);
@@ -435,26 +470,38 @@ static void given(Form form, int64_t parts, const float* x, int64_t columns, cha
         }
         return;
     }
-    V most = {};
-    bool broken = false;
-    for (int64_t i = 0; i < columns; i += LANES) most = larger(most, absolute(load(x + i)));
-    for (int64_t i = 0; i < columns; i++) broken |= !(x[i] - x[i] == 0.0f);
-    const float scale = largest(most) / 32639.0f, safe = scale > 1e-30f ? scale : 1e-30f;  // 32639: 127 * 257
-    *unit = broken ? NAN : safe;  // bytes know no NaN
-    const __m512 inverse = _mm512_set1_ps(broken ? 0.0f : 1.0f / safe);
-    for (int64_t i = 0; i < columns; i += LANES) {
-        const __m512 number = _mm512_maskz_loadu_ps(broken ? 0 : 0xffff, x + i);
-        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(number, inverse));
-        const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
-        _mm_storeu_si128((__m128i*)(to + i), _mm512_cvtepi32_epi8(high));
-        _mm_storeu_si128((__m128i*)(to + stride + i), _mm512_cvtepi32_epi8(whole));
+    const int64_t some = form == SPANS ? group : columns;  // that share a unit
+    for (int64_t begin = 0; begin < columns; begin += some, unit++) {
+        V most = {};
+        bool broken = false;
+        for (int64_t i = begin; i < begin + some; i += LANES) {
+            const V z = load(x + i);
+            most = larger(most, absolute(z));
+            broken |= _mm512_cmp_ps_mask((__m512)(z - z), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+        }
+        const float scale = largest(most) / (form == SPANS ? 127.0f : 32639.0f);  // 32639: 127 * 257
+        const float safe = scale > 1e-30f ? scale : 1e-30f;
+        *unit = broken ? NAN : safe;  // bytes know no NaN
+        const __m512 inverse = _mm512_set1_ps(broken ? 0.0f : 1.0f / safe);
+        for (int64_t i = begin; i < begin + some; i += LANES) {
+            const __m512 number = _mm512_maskz_loadu_ps(broken ? 0 : 0xffff, x + i);
+            const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(number, inverse));
+            if (form == SPANS) {
+                _mm_storeu_si128((__m128i*)(to + i), _mm512_cvtepi32_epi8(whole));
+                continue;
+            }
+            const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
+            _mm_storeu_si128((__m128i*)(to + i), _mm512_cvtepi32_epi8(high));
+            _mm_storeu_si128((__m128i*)(to + stride + i), _mm512_cvtepi32_epi8(whole));
+        }
     }
-    for (int64_t part = 0; part < 2; part++)
+    for (int64_t part = 0; part < parts; part++)
         for (int64_t g = 0; g < columns / group; g++) {  // columns of padding are 0
             const int8_t* bytes = (const int8_t*)to + part * stride + g * group;
-            int32_t total = 0;
-            for (int64_t i = 0; i < group; i++) total += bytes[i];
-            sums[part * (columns / group) + g] = total;
+            __m512i total = _mm512_setzero_si512();
+            for (int64_t i = 0; i < group; i += LANES)
+                total = _mm512_add_epi32(total, _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(bytes + i))));
+            sums[part * (columns / group) + g] = _mm512_reduce_add_epi32(total);
         }
 #endif
 }

@@ -80,41 +80,27 @@ int64_t rounded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 constexpr int64_t CACHED = 384 << 10;  // bytes of a matrix that stay in a core's cache while tokens pass
 
-// A matrix that tokens are multiplied with: as it is, or as panels of bf16 made of it, where many tokens meet them.
+// A matrix that tokens are multiplied with: as it is, or as panels of bf16 made of it, where nothing multiplies BRIEF.
 struct Factor {
     const Matrix& source;
     Matrix read;
     bool made;
     int64_t begin = 0;
 
-    Factor(const Matrix& w, const Tokens& tokens, int64_t count) : source(w), read(w) {
-        if (w.kind == BRIEF) made = !FAST || count * tokens.parts > MOST;
-        else made = form_of(w.kind) == BYTES && tokens.parts == 1;
+    explicit Factor(const Matrix& w) : source(w), read(w), made(!FAST && w.kind == BRIEF) {
         if (made) read.kind = BF16;
     }
 
     void make(int64_t low, int64_t high, char* to) {
         if (!made) return;
         begin = low, read.codes = to;
-        for (int64_t at = low; at < high; at++, to += bytes_of(BF16, read.columns)) {
-            if (source.kind == BRIEF) paired(source, at, to);
-#if FAST
-            else if (source.kind == INT8) brained<INT8>(source, at, to);
-            else brained<INT4>(source, at, to);
-#endif
-        }
+        for (int64_t at = low; at < high; at++, to += bytes_of(BF16, read.columns)) paired(source, at, to);
     }
 
     void product(int64_t at, const Tokens& tokens, int64_t t, int64_t some, float (*out)[PANEL]) const {
         tile(read, at - begin, tokens, t, some, out);
         const int64_t rows = source.rows - at * PANEL < PANEL ? source.rows - at * PANEL : PANEL;
         if (source.kind == BRIEF) add_rare(source, at, tokens, t, some, out);
-#if FAST
-        if (made && source.kind == INT8 && source.group == source.columns)
-            for (int64_t i = 0; i < some; i++)
-                for (int64_t j = 0; j < PANEL; j += LANES)
-                    store(out[i] + j, load(out[i] + j) * sixteen(source.scale, source.scale_kind, at * PANEL + j));
-#endif
         if (source.bias)
             for (int64_t i = 0; i < some; i++)
                 for (int64_t j = 0; j < rows; j++) out[i][j] += source.bias[at * PANEL + j];
@@ -218,7 +204,7 @@ class Work {
         const int64_t copies = lone ? p.threads : 1;
         const int64_t at_x = take(n * m.width * 4), at_y = take(most * m.width * 4), at_q = take(n * q_width * 4);
         const int64_t at_a = take(n * inner * 4), at_h = take(n * m.ff * 4);
-        const int64_t at_tokens = take(copies * most * token), at_units = take(copies * most * 4);
+        const int64_t at_tokens = take(copies * most * token), at_units = take(copies * most * group_sums * 4);
         const int64_t at_sums = take(copies * most * group_sums * 4);
         one_line = rounded(widest * 4 + 64, 64);
         const int64_t at_lines = take(p.threads * one_line);
@@ -362,12 +348,12 @@ class Work {
     // Tokens as the matrix takes them; where every thread makes its own, without a barrier.
     Tokens prepare(const Matrix& w, const float* from, int64_t count, int64_t size, const Norm& norm, double scale,
                    int64_t thread, int64_t threads) {
-        const Form form = form_of(w, p.parts, count);
-        const int64_t parts = form == FLOATS ? 1 : form == BYTES ? 2 : p.parts;
-        const int64_t stride = stride_of(form, w.columns), groups = form == BYTES ? w.columns / w.group : 1;
+        const Form form = form_of(w);
+        const int64_t parts = parts_of(form, p.parts), stride = stride_of(form, w.columns);
+        const int64_t group = group_of(form, w), groups = w.columns / group, units_here = form == SPANS ? groups : 1;
         const bool own = lone && count < 3;
         char* to = prepared + (own ? thread * most * token : 0);
-        float* unit = units + (own ? thread * most : 0);
+        float* unit = units + (own ? thread * most * group_sums : 0);
         int32_t* sum = sums + (own ? thread * most * group_sums : 0);
         float* line = (float*)(lines + thread * one_line);
         const Share mine(count, own ? 0 : thread, own ? 1 : threads);
@@ -376,8 +362,8 @@ class Work {
             if (scale != 1)
                 for (int64_t i = 0; i < size; i++) line[i] *= (float)scale;
             for (int64_t i = size; i < w.columns; i++) line[i] = 0;
-            given(form, parts, line, w.columns, to + t * parts * stride, stride, unit + t, sum + t * parts * groups,
-                  w.group);
+            given(form, parts, line, w.columns, to + t * parts * stride, stride, unit + t * units_here,
+                  sum + t * parts * groups, group);
         }
         if (!own) barrier();
         return {to, stride, parts, unit, sum, groups};
@@ -412,7 +398,7 @@ class Work {
     void multiply(const Target& target, const Tokens& tokens, int64_t count, int64_t low, int64_t high, bool active,
                   int64_t thread) {
         const Matrix& gate = target.gate ? *target.gate : *target.matrix;
-        Factor first(*target.matrix, tokens, count), second(gate, tokens, count);
+        Factor first(*target.matrix), second(gate);
         const int64_t step = MOST / tokens.parts, columns = first.read.columns;
         const int64_t one = bytes_of(first.read.kind, columns), other = bytes_of(second.read.kind, columns);
         const int64_t bytes = one > other ? one : other;
@@ -622,7 +608,8 @@ class Work {
 void in_large_pages(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     constexpr uintptr_t size = 2 << 20;
-    const uintptr_t begin = ((uintptr_t)memory + size - 1) / size * size, end = ((uintptr_t)memory + bytes) / size * size;
+    const uintptr_t begin = ((uintptr_t)memory + size - 1) / size * size;
+    const uintptr_t end = ((uintptr_t)memory + bytes) / size * size;
     if (begin < end) madvise((void*)begin, end - begin, MADV_HUGEPAGE);  // where there are none, small ones do
 #else
     (void)memory, (void)bytes;

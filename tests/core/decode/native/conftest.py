@@ -1,13 +1,15 @@
 """Models for the native step, plain and in few bits, and what they should compute."""
 
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from llmctl.core.compress.quant.grid import dense, quantise
-from llmctl.core.compress.quant.linear import held
+from llmctl.core.compress.quant.linear import CodedLinear, held
+from llmctl.core.decode.native.build import library, wanted
 from llmctl.core.model.init import initialise
 from llmctl.core.model.transformer import Transformer
 from llmctl.spec.model import ModelConfig
@@ -22,6 +24,7 @@ GRIDS = {
     "int4": Grid("int", 4, 32),
     "int4 with zeros": Grid("int", 4, 32, symmetric=False),
     "int4 in groups of 64": Grid("int", 4, 64),
+    "int4 in groups of 16": Grid("int", 4, 16, symmetric=False),
     "int4 by row": Grid("int", 4),
     "int3": Grid("int", 3, 32),
 }
@@ -63,6 +66,27 @@ def in_few_bits(grid: Grid, dtype: torch.dtype, **changes: object) -> tuple[Tran
             weight = dense(wide, grid, torch.float32, tuple(linear.weight.shape))
             getattr(getattr(other, owner), name).weight.data = weight
     return model, exact
+
+
+def as_rounded(model: Transformer, exact: Transformer) -> Transformer:
+    """A copy of `exact` whose tokens are rounded as the native step rounds those that meet the model's four bits.
+
+    Each 32 numbers that follow one another (16 where a group of weights is no multiple of 32) become whole ones of one
+    byte: of the 127th part of the largest. Where the CPU is not fast at bytes, nothing is rounded.
+    """
+    exact = deepcopy(exact)
+    for name, module in model.named_modules() if library(wanted()).llmctl_fast() else ():
+        if isinstance(module, CodedLinear) and module.grid.bits <= 4:
+            exact.get_submodule(name).register_forward_pre_hook(
+                partial(_in_bytes, 16 if module.grid.group == 16 else 32)
+            )
+    return exact
+
+
+def _in_bytes(span: int, _: object, given: tuple[Tensor]) -> tuple[Tensor]:
+    spans = given[0].unflatten(-1, (-1, span))
+    unit = spans.abs().amax(-1, keepdim=True) / 127
+    return (((spans / unit).round() * unit).flatten(-2),)
 
 
 def tokens(count: int, vocab: int = 300, seed: int = 1) -> list[int]:

@@ -1,6 +1,7 @@
 """NativeRows are Rows: what they say does not depend on a few rows beside, on what was cut, kept, shared or known."""
 
 from copy import deepcopy
+from math import hypot
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from llmctl.core.decode.native.layout import PANEL
 from llmctl.core.decode.native.rows import NativeRows
 from llmctl.core.decode.rows import Rows, rows_of
 from llmctl.errors import UserError
-from tests.core.decode.native.conftest import GRIDS, in_few_bits, off, scores, small, tokens, variant
+from tests.core.decode.native.conftest import GRIDS, as_rounded, in_few_bits, off, scores, small, tokens, variant
 
 CLOSE = 3e-6  # sums of float32 in another order
 
@@ -43,9 +44,11 @@ def test_a_row_beside_many_others_gets_scores_as_near_as_the_models_own_pass(sch
     exact, texts = deepcopy(exact).float(), [tokens(5, seed=number) for number in range(2 * EXACT)]
     wanted = torch.cat([scores(exact, text)[-1:] for text in texts])
     own = torch.cat([scores(model, text)[-1:] for text in texts])
+    rounded = torch.cat([scores(as_rounded(model, exact), text)[-1:] for text in texts])
     rows = NativeRows(model)
     rows.add([text[:-1] for text in texts])
-    assert off(rows.step([text[-1] for text in texts]), wanted) < 1.2 * off(own, wanted)
+    lost = hypot(off(own, wanted), off(rounded, wanted))  # by bf16, and by bytes that meet four bits
+    assert off(rows.step([text[-1] for text in texts]), wanted) < 1.2 * lost
 
 
 def test_drafts_are_checked_with_the_very_scores_of_single_steps(target):
