@@ -5,9 +5,9 @@
     python recipes/bench/rouge.py --memory 1000000   # also eval-rouge itself on so many pairs and on a tenth of them
 
 The texts are made: words by Zipf's law, a prediction is its reference with sentences dropped and words changed. In one
-process, on one thread, the two take turns over the same pairs; figures are medians of the rounds, in seconds of the processor,
-so that other work on the machine counts for neither. Peak memory is the process's greatest resident set. Prints one
-JSON object.
+process, on one thread, the two take turns over the same pairs; figures are medians of the rounds. They are of seconds
+of the processor, so that other work on the machine counts for neither. Peak memory is the process's greatest resident
+set. Prints one JSON object.
 """
 
 import argparse

@@ -26,10 +26,16 @@ NOTHING = Score(0.0, 0.0, 0.0)
 
 
 class Text:
-    """A text's words, each taken from it when first asked for."""
+    """A text's words, each taken from it when first asked for.
 
-    def __init__(self, text: str, words: Callable[[str], list[str]], split: Callable[[str], list[str]]):
-        self._text, self._words, self._split = text, words, split
+    Args:
+        words: takes a text to its words, none of which goes on over the end of a sentence.
+        split: takes a text to its sentences.
+        whole: ask for all words without asking for sentences, which is quicker where nobody wants these.
+    """
+
+    def __init__(self, text: str, words: Callable[[str], list[str]], split: Callable[[str], list[str]], whole: bool):
+        self._text, self._words, self._split, self._whole = text, words, split, whole
         self._tokens: list[str] | None = None
         self._sentences: list[list[str]] | None = None
         self._ngrams: dict[int, Counter[object]] = {}
@@ -38,16 +44,14 @@ class Text:
     def tokens(self) -> list[str]:
         """All words."""
         if self._tokens is None:
-            self._tokens = self._words(self._text)
+            self._tokens = self._words(self._text) if self._whole else [*chain.from_iterable(self.sentences)]
         return self._tokens
 
     @property
     def sentences(self) -> list[list[str]]:
         """The words of each sentence that has some."""
         if self._sentences is None:
-            lines = self._split(self._text)
-            found = [self.tokens] if len(lines) == 1 else map(self._words, lines)
-            self._sentences = [words for words in found if words]
+            self._sentences = [words for words in map(self._words, self._split(self._text)) if words]
         return self._sentences
 
     def ngrams(self, n: int) -> "Counter[object]":
@@ -109,7 +113,7 @@ class Rouge:
     def _text(self, text: str) -> Text:
         if self.config.line_break is not None:
             text = text.replace(self.config.line_break, "\n")
-        return Text(text, self._words, self._split)
+        return Text(text, self._words, self._split, "rougeLsum" not in self._scores)
 
 
 def rouge(
