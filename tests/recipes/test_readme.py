@@ -17,7 +17,7 @@ def blocks() -> list[str]:
 @pytest.mark.slow
 def test_the_commands_by_hand_do_what_the_readme_says(tmp_path, shell):
     script = "".join(block for block in blocks() if block.startswith("llmctl"))
-    assert script.count("llmctl ") >= 32 and script.count("--steps 400") == 3 and script.count("--epochs 3") == 1
+    assert script.count("llmctl ") >= 42 and script.count("--steps 400") == 3 and script.count("--epochs 3") == 1
     script = script.replace("--steps 300", "--steps 3 --batch-tokens 512").replace(
         "--recover-steps 60", "--recover-steps 2"
     )
@@ -43,7 +43,7 @@ def test_the_commands_of_make_and_pip_exist():
     rest = [line for block in blocks() if not block.startswith("llmctl") for line in block.splitlines()]
     targets = re.findall(r"make -C recipes (\w+)", (ROOT / "README.md").read_text())
     makefile = (ROOT / "recipes" / "Makefile").read_text()
-    assert targets == ["quickstart", "test", "summaries", "forgetting", "smaller", "bert", "t5"] and all(
+    assert targets == ["quickstart", "test", "summaries", "forgetting", "suite", "smaller", "bert", "t5"] and all(
         f"\n{target}:" in makefile for target in targets
     )
     assert len(rest) == 3 and rest[-1].startswith("pip install .")
