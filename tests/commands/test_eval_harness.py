@@ -122,12 +122,6 @@ def test_wrong_words_are_answered_before_a_model_is_loaded(call, tiny, tasks):
 
 
 @pytest.mark.slow
-def test_a_name_that_lm_eval_does_not_know_is_an_error(call, tiny):
-    done = call("eval-harness", tiny, "--tasks", "arc_easi")
-    assert (done.code, done.out) == (1, "") and "There is no task arc_easi" in done.err
-
-
-@pytest.mark.slow
 def test_lm_evals_own_command_line_runs_our_models(call, tiny, tasks, tmp_path):
     command = [sys.executable, "-m", "llmctl.core.harness", "run", "--model", "llmctl", "--include_path", tasks]
     more = ["--model_args", f"pretrained={tiny},dtype=fp32", "--tasks", "asked,rolling", "--log_samples"]
