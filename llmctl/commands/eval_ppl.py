@@ -38,7 +38,9 @@ def eval_ppl(
     against: Annotated[tuple[Path, ...], "A further checkpoint to score the same texts with; repeatable."] = (),
     by: Annotated[str | None, "Also a row for each value of this field of the records, their domain."] = None,
     undo: Annotated[Undone | None, "Encoder-decoders: the noise to undo; default: span with sentinels."] = None,
-    seed: Annotated[int, "Of that noise."] = 0,
+    ci: Annotated[float | None, "Also the interval that holds this share of bootstrap resamples of documents."] = None,
+    resamples: Annotated[int, "Bootstrap resamples."] = 1000,
+    seed: Annotated[int, "Of noise and resamples."] = 0,
     split: Annotated[Literal["heldout", "train"], "Split of a directory of tokens."] = "heldout",
     field: Annotated[str, "Field or column that holds the text, in JSON lines, CSV and parquet."] = "text",
     format: Annotated[Format, "Format of the files; auto looks at name and content."] = "auto",
@@ -69,6 +71,8 @@ def eval_ppl(
         "--samples is of one model; name them one at a time": samples is not None and bool(against),
         "- is read once, but there are several models": "-" in texts and bool(against),
         "- stands for stdin, which is read once": texts.count("-") > 1,
+        f"--ci is {ci}, wanted a share between 0 and 1, as 0.95": ci is not None and not 0 < ci < 1,
+        f"--resamples is {resamples}, wanted 2 to 100000": not 2 <= resamples <= 100_000,
         f"--seed is {seed}, wanted 0 or more": seed < 0,
     }
     if any(wrong.values()):
@@ -103,7 +107,7 @@ def eval_ppl(
             framing = framing_for(tokenizer, loaded.config, scoring)
             method = method_for(loaded, tokenizer, scoring, undo, seed)
             found = [passages(text, reading, split, framing) for text in texts]
-            result = Survey([Perplexity() for _ in texts])
+            result = Survey([Perplexity() for _ in texts], resamples=0 if ci is None else resamples, seed=seed)
             began = time.perf_counter()
             with console.progress(None, "tokens", "scoring") as progress:
                 progress.update(0)
@@ -121,10 +125,13 @@ def eval_ppl(
                 **method.signature,
                 **({"start": framing.start if framing.start is not None else "none", "end": "unscored"}
                    if loaded.config.kind == "decoder" else {}),
+                **({} if ci is None else {"bs": resamples, "seed": seed}),
                 "dtype": str(next(loaded.parameters()).dtype).removeprefix("torch."),
                 "version": f"llmctl-{__version__}",
             }  # fmt: skip
-            reports.append(_report(path, texts, result, method.whole, signature, time.perf_counter() - began))
+            seconds = time.perf_counter() - began
+            intervals = {} if ci is None else {"intervals": result.intervals(ci, method.whole)}
+            reports.append(_report(path, texts, result, method.whole, signature, seconds) | intervals)
     report = reports[0] | ({"models": reports} if len(reports) > 1 else {})
     console.report(report, None if shown.json else _table(console, paths, texts, reports))
     check_limits({name: report[name] for name in over if report[name] is not None}, over=over)
@@ -165,7 +172,16 @@ def _samples(done: "list[tuple[Place, Measured]]", texts: tuple[str, ...], whole
 def _table(console: "Console", paths: list[Path], texts: tuple[str, ...], reports: list[dict[str, Any]]) -> object:
     """A row for each model, text and domain; of one model and one text, a row for each figure."""
     if len(reports) == 1 and "texts" not in reports[0] and "domains" not in reports[0]:
-        rows = [(name.replace("_", " "), value) for name, value in reports[0].items() if value is not None]
+        intervals = reports[0].get("intervals", {})
+        rows = [
+            (name.replace("_", " "), value, *intervals.get(name, {"low": "", "high": ""}).values())[
+                : 4 if intervals else 2
+            ]
+            for name, value in reports[0].items()
+            if value is not None and name != "intervals"
+        ]
+        if intervals:
+            return console.table("", ("", "", "low", "high"), rows)
         return console.table("", ("", ""), rows)
     rows = []
     for path, report in zip(paths, reports, strict=True):

@@ -5,6 +5,7 @@ import math
 import random
 import shutil
 
+import numpy as np
 import pytest
 
 from llmctl.core.text.tokenizer import Tokenizer
@@ -181,6 +182,26 @@ def test_documents_and_domains_add_up_to_the_whole(call, tiny, texts, tmp_path):
         done = call("eval-ppl", tiny, *argv)
         assert (done.code, done.out) == (1, "") and words in done.err
     assert call("eval-ppl", tiny, "kinds.jsonl", "--samples", "s.jsonl", "--force").code == 0
+
+
+def test_intervals_are_of_resampled_documents(call, tiny, tmp_path):
+    lines = [json.dumps({"text": text}) + "\n" for text in sentences(30, seed=4)]
+    (tmp_path / "many.jsonl").write_text("".join(lines))
+    options = ["--ci", 0.9, "--samples", "s.jsonl", "--force"]
+    found = report(call("eval-ppl", tiny, "many.jsonl", *options))
+    assert report(call("eval-ppl", tiny, "many.jsonl", *options))["intervals"] == found["intervals"]
+    rows = [json.loads(line)["scores"] for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    nll, tokens, size = (np.array([row[name] for row in rows]) for name in ("nll", "tokens", "bytes"))
+    drawn = np.random.default_rng(99).integers(0, 30, (4000, 30))  # other draws: equal but for chance
+    wanted = {"nll_per_token": nll[drawn].sum(1) / tokens[drawn].sum(1)}
+    wanted |= {"perplexity": np.exp(wanted["nll_per_token"])}
+    wanted |= {"bits_per_byte": nll[drawn].sum(1) / size[drawn].sum(1) / math.log(2)}
+    for name, values in wanted.items():
+        low, high = found["intervals"][name]["low"], found["intervals"][name]["high"]
+        assert low < found[name] < high
+        assert [low, high] == pytest.approx(np.quantile(values, [0.05, 0.95]).tolist(), abs=0.2 * (high - low))
+    assert "bs:1000|seed:0" in found["signature"]
+    assert call("eval-ppl", tiny, "many.jsonl", "--ci", 95).code == 2
 
 
 def test_any_figure_may_have_a_limit(call, tiny, texts):

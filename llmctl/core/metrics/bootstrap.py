@@ -75,6 +75,19 @@ class Bootstrap:
         low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
         return list(zip(low.tolist(), high.tolist(), strict=True))
 
+    def ratio_interval(self, part: str, whole: str, level: float) -> tuple[float, float]:
+        """The same of the sum of one figure over that of another, as nats over tokens: both are drawn together.
+
+        Raises:
+            ValueError: as for `interval`.
+        """
+        if not 0 < level < 1 or not self.replicates or not self.count:
+            raise ValueError(f"an interval of level {level}, {self.replicates} replicates and {self.count} rows")
+        means = self._means()
+        ratios = means[:, self.names.index(part)] / means[:, self.names.index(whole)]
+        low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
     def _means(self) -> np.ndarray:
         """(replicates, K) float64."""
         rows = np.concatenate(self._rows) if self._rows else np.zeros((0, len(self.names)))

@@ -1,9 +1,13 @@
 """Survey: the perplexity of a model on several texts: of each, of each domain, and of all together."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
+from llmctl.core.metrics.bootstrap import Bootstrap
 from llmctl.core.metrics.passages import Passage
 from llmctl.core.metrics.perplexity import Measured, Method, Perplexity, Step, measured
 from llmctl.errors import UserError
@@ -16,10 +20,38 @@ class Survey:
     Attributes:
         texts: of each text, in their order.
         domains: of each domain, in the order in which they come.
+        resamples: how often documents are drawn anew for intervals; 0: never.
+        seed: of those draws.
     """
 
     texts: list[Perplexity]
     domains: dict[str, Perplexity] = field(default_factory=dict)
+    resamples: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._drawn = Bootstrap(("nll", "tokens", "bytes"), self.resamples, self.seed)
+
+    def add(self, place: "Place", sum_: Perplexity) -> None:
+        """Take in a document."""
+        self.texts[place.text] += sum_
+        if place.domain is not None:
+            self.domains[place.domain] = self.domains.get(place.domain, Perplexity()) + sum_
+        if sum_.tokens:
+            self._drawn.add(np.array([[sum_.nll, sum_.tokens, sum_.bytes]]))
+
+    def intervals(self, level: float, whole: bool = True) -> dict[str, dict[str, float]]:
+        """Where figures of the total lie in this share of the resamples of documents.
+
+        Args:
+            whole: as for `Perplexity.figures`.
+        """
+        nats = self._drawn.ratio_interval("nll", "tokens", level)
+        found = {"perplexity": [math.exp(min(709.0, one)) for one in nats], "nll_per_token": nats}
+        if whole and self.total.bytes:
+            bits = self._drawn.ratio_interval("nll", "bytes", level)
+            found["bits_per_byte"] = [one / math.log(2) for one in bits]
+        return {name: {"low": low, "high": high} for name, (low, high) in found.items()}
 
     @property
     def total(self) -> Perplexity:
@@ -67,9 +99,7 @@ def survey(
     for step in measured(method, passages(), batch_tokens):
         done = [(places.pop(one.number), one) for one in step.done]
         for place, one in done:
-            into.texts[place.text] += one.sum
-            if place.domain is not None:
-                into.domains[place.domain] = into.domains.get(place.domain, Perplexity()) + one.sum
+            into.add(place, one.sum)
         yield step, done
 
 

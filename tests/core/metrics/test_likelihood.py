@@ -13,6 +13,7 @@ from llmctl.core.metrics.likelihood import continuation, likelihoods
 from llmctl.core.metrics.scored import Asked
 from llmctl.core.model.init import initialise
 from llmctl.core.model.transformer import Transformer
+from llmctl.core.model.virtual import Prompt
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import UserError
 from tests.core.variants import VARIANTS
@@ -61,6 +62,16 @@ def test_what_is_read_together_is_scored_as_what_is_read_alone(name):
         assert [one.tokens for one in found] == [one.scored for one in asked]
         assert [one.nll for one in found] == pytest.approx([one.nll for one in alone], rel=2e-5)  # fp32, other shapes
         assert [one.greedy for one in found] == [one.greedy for one in alone]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_virtual_tokens_stand_before_what_is_shared_too(name):
+    model = model_of(name, context=60)
+    model.prompt = Prompt(torch.randn(5, model.config.width, generator=torch.Generator().manual_seed(2)))
+    asked = questions(model)
+    assert max(len(one.ids) for one in asked) > 45  # near the end of the learned positions
+    alone = [next(likelihoods(model, [one])) for one in asked]
+    assert [one.nll for one in likelihoods(model, asked)] == pytest.approx([one.nll for one in alone], rel=2e-5)
 
 
 def test_what_neighbours_share_passes_through_the_model_once():
