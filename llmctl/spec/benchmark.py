@@ -10,7 +10,8 @@ A task is a file of JSON lines, a record each. Fields other than these are kept 
 | `classify` | labels a text, or two       | `text` (and `text_pair`), `label`     |
 | `tag`      | labels the words of a text  | `tokens`, `tags`                      |
 
-Labels are asked of a classifier's head. A language model has none: it is given the labels as choices after the
+A choice's likelihood is that of its tokens after the prompt; to an encoder, their pseudo-log-likelihood. Labels are
+asked of a classifier's head. A language model has none: it is given the labels as choices after the
 prompt, those of `--choice`, else all that the records have; words are tagged by a head alone.
 
 * `prompt` is what the model reads. Where a record has none, `question` (and `context`) are put as the template qa/1
@@ -131,7 +132,9 @@ class Asking:
     ] = None
     system: Annotated[str | None, "System message of the conversations; wants --chat-template."] = None
     stop: Annotated[tuple[str, ...], "generate: an answer ends before this text; \\n is a newline; repeatable."] = ()
-    max_tokens: Annotated[int, "generate: an answer has no more tokens, nor more than half of the model's context."] = 128
+    max_tokens: Annotated[int, "generate: an answer has no more tokens, nor more than half of the model's context."] = (
+        128
+    )
     temperature: Annotated[float, "generate: 0 takes the likeliest token."] = 0.0
     limit: Annotated[int | None, "Ask no more than so many records, the first ones."] = None
     group: Annotated[str | None, "Field that says to which group a record belongs; dotted names look inside."] = None

@@ -6,9 +6,7 @@ from llmctl.errors import Exit, UserError
 from llmctl.spec.model import Kind, ModelConfig
 from llmctl.spec.sample import KV_BITS, KvDtype
 
-Task = Literal[
-    "generate", "chat", "eval-ppl", "score", "likelihood", "fill-mask", "embed", "classify", "eval-memorization"
-]
+Task = Literal["generate", "chat", "eval-ppl", "score", "fill-mask", "embed", "classify", "eval-memorization"]
 
 # What each kind of model is asked, by the commands that suit it.
 _HINTS: dict[Kind, str] = {
@@ -22,7 +20,6 @@ _KINDS: dict[Task, tuple[Kind, ...]] = {
     "chat": ("decoder",),
     "eval-ppl": ("decoder", "encoder", "encoder-decoder"),
     "score": ("decoder", "encoder", "encoder-decoder"),
-    "likelihood": ("decoder", "encoder-decoder"),
     "fill-mask": ("encoder",),
     "embed": ("decoder", "encoder", "encoder-decoder"),
     "classify": ("decoder", "encoder", "encoder-decoder"),
@@ -32,7 +29,6 @@ _WHY: dict[tuple[Task, Kind], str] = {
     ("generate", "encoder"): "which reads whole texts and does not write any",
     ("chat", "encoder"): "which reads whole texts and does not write any",
     ("chat", "encoder-decoder"): "which answers a text and not a conversation",
-    ("likelihood", "encoder"): "which sees the tokens that it would have to foretell",
     ("eval-memorization", "encoder"): "which reads whole texts and does not go on with them",
     ("eval-memorization", "encoder-decoder"): "which answers a text and does not go on with it",
     ("fill-mask", "decoder"): "which knows no mask",

@@ -13,7 +13,7 @@ from llmctl.core.benchmark.subject import Subject, Told
 from llmctl.core.benchmark.wording import Examples, Question, Wording, placed
 from llmctl.core.data.labelled import labels_in
 from llmctl.core.metrics.labels import single_label
-from llmctl.core.metrics.likelihood import Asked, Scored, continuation
+from llmctl.core.metrics.likelihood import Asked, Scored
 from llmctl.errors import Exit, UserError
 from llmctl.spec.benchmark import Task
 
@@ -52,8 +52,8 @@ def choose(subject: Subject, task: Task, names: Sequence[str], records: Records,
                 prompt = wording.prompt(question.prompt, examples.of(number, question.prompt))
                 texts = [f"{wording.delimiter}{choice}" for choice in choices]
                 pairs = [(prompt, text) for text in texts] + [("", text) for text in texts if alone]
-                made = [continuation(subject.tokenizer, *pair, subject.config, special) for pair in pairs]
-            cut = subject.context is not None and any(len(one.ids) - 1 > subject.context for one in made)
+                made = [subject.after(*pair, special) for pair in pairs]
+            cut = any(map(subject.cuts, made))
             targets = tuple(choices[index] for index in right)
             sample = Sample(number, record, prompt, targets[0], targets=targets, right=right, cut=cut)
             sample.asked = tuple(pairs[: len(choices)])

@@ -130,8 +130,8 @@ def references_of(record: Mapping[str, Any], completion: str | None) -> tuple[st
     """
     for name in REFERENCES:
         value = record.get(name)
-        if isinstance(value, Mapping):  # SQuAD's answers
-            value = value.get("text")
+        if isinstance(value, Mapping):  # SQuAD's answers, of which there may be none
+            value = value.get("text") or (completion or "").strip()
         several = value if isinstance(value, list) else [value]
         if several and all(isinstance(one, str) for one in several):
             return tuple(several)

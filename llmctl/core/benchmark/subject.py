@@ -18,13 +18,17 @@ from llmctl.core.decode.writer import Manner, writer
 from llmctl.core.device import DTYPES, Place, pick
 from llmctl.core.infer.classify import classify
 from llmctl.core.infer.encode import Row
-from llmctl.core.metrics.likelihood import Asked, Scored, likelihoods, reach
+from llmctl.core.metrics.likelihood import Asked, Scored, continuation, likelihoods, reach
+from llmctl.core.metrics.passages import Passage
+from llmctl.core.metrics.perplexity import measured
+from llmctl.core.metrics.pseudo import Pseudo
 from llmctl.core.model.transformer import Transformer
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import UserError
 from llmctl.spec.families import read_config_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.sample import Sampling
+from llmctl.spec.scoring import Scoring
 from llmctl.spec.search import Search
 from llmctl.spec.sizes import parameters
 from llmctl.spec.tasks import suited
@@ -100,21 +104,42 @@ class Subject:
         """Tokens that it reads at most; None: any number."""
         return reach(self.model)
 
+    def after(self, context: str, text: str, special: bool) -> Asked:
+        """A text after a context, to be scored; `special`: special tokens typed in them are parsed.
+
+        Raises:
+            UserError: the text is empty, or there is nothing that it could stand after.
+        """
+        if self.config.kind != "encoder":
+            return continuation(self.tokenizer, context, text, self.config, special)
+        bare = context.rstrip()
+        ids = self.tokenizer.encode(context + text, special)
+        return Asked(ids, max(1, len(ids) - len(self.tokenizer.encode(bare, special))))
+
+    def cuts(self, asked: Asked) -> bool:
+        """Whether what is asked is longer than the context, so that its beginning is left out."""
+        return self.config.kind != "encoder" and self.context is not None and len(asked.ids) - 1 > self.context
+
     def likelihoods(self, asked: Iterable[Asked]) -> Iterator[Scored]:
-        """How likely given tokens are, in their order; what is too long loses its beginning.
+        """How likely given tokens are, in their order; to an encoder, by their pseudo-log-likelihood, each hidden with
+        the rest of its word.
 
         Raises:
             UserError: the model does not score tokens.
         """
-        if self.config.kind == "encoder" or not self.config.lm_head:
-            suited("likelihood", self.config, self.path)
+        suited("eval-ppl", self.config, self.path)
 
         def counted() -> Iterator[Asked]:
             for one in asked:
                 self.read += len(one.ids) + len(one.encoder)
                 yield one
 
-        return likelihoods(self.model, counted(), self.batch_tokens)
+        if self.config.kind != "encoder":
+            return likelihoods(self.model, counted(), self.batch_tokens)
+        method = Pseudo(self.model, self.tokenizer, *Scoring().sizes(self.config), "word-l2r")
+        passages = (Passage(list(one.ids), 0, one.scored) for one in counted())
+        steps = measured(method, passages, self.batch_tokens)
+        return (Scored(one.sum.nll, one.sum.tokens, False) for step in steps for one in step.done)
 
     def room(self, wanted: int) -> int:
         """Tokens of an answer, no more than wanted: with its prompt it is within the context, of which it takes half

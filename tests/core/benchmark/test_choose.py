@@ -5,8 +5,10 @@ import math
 import pytest
 
 from llmctl.core.benchmark.run import run
+from llmctl.core.benchmark.subject import Subject
 from llmctl.core.metrics.likelihood import continuation, likelihoods
 from llmctl.errors import Exit, UserError
+from tests.commands.readers import saved, tokenizer, transformers
 
 ROWS = [
     {"prompt": "the list of", "choices": ["things", "the", "lists it"], "answer": 0},
@@ -153,3 +155,26 @@ def test_a_conversation_has_examples_as_turns(decoder, asked):
         "User: the list of\nAssistant:"
     )
     assert outcome.samples[0].asked[0][1] == "things"  # no delimiter
+
+
+def test_an_encoder_finds_the_choice_that_is_likeliest_token_by_token(asked, tmp_path):
+    import torch
+
+    model = saved(transformers.BertForMaskedLM, tmp_path / "bert", hidden_size=64)
+    row = {"prompt": "the cat", "choices": ["sat", "on the mat", "abab"], "answer": 0}
+    sample = asked(Subject.open(tmp_path / "bert", threads=1), [row]).samples[0]
+    words, mask = tokenizer(), tokenizer().mask_token_id
+    wanted = []
+    for choice in row["choices"]:
+        ids, total = words(f"the cat {choice}")["input_ids"], 0.0
+        pieces = words.convert_ids_to_tokens(ids)
+        for place in range(3, len(ids) - 1):
+            hidden, after = list(ids), place
+            while after == place or pieces[after].startswith("##"):  # and the rest of its word
+                hidden[after] = mask
+                after += 1
+            with torch.no_grad():
+                scores = model(torch.tensor([hidden])).logits[0, place].log_softmax(-1)
+            total += float(scores[ids[place]])
+        wanted.append(total)
+    assert [nll for nll, _ in sample.replies] == pytest.approx(wanted, abs=1e-4)  # fp32 of two programs

@@ -85,3 +85,13 @@ def test_a_record_without_a_reference_is_named(decoder, task):
         run(decoder, task([ROWS[0], {"prompt": "a"}], max_tokens=2))
     with pytest.raises(UserError, match=r"\.jsonl:1: the record's 'references' is not a text"):
         run(decoder, task([{"prompt": "a", "references": []}], max_tokens=2))
+
+
+def test_questions_as_squad_has_them(decoder, task):
+    rows = [
+        {"question": "What?", "context": "A list.", "answers": {"text": ["list", "a list"], "answer_start": [2, 0]}},
+        {"question": "Why?", "context": "A list.", "answers": {"text": [], "answer_start": []}},
+    ]
+    outcome = run(decoder, task(rows, max_tokens=2))
+    assert [sample.targets for sample in outcome.samples] == [("list", "a list"), ("unanswerable",)]
+    assert outcome.samples[0].prompt == "A list.\n\nQuestion: What?\nAnswer:"
