@@ -169,7 +169,7 @@ _llmctl() {
         "score --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
         "score --masking") _llmctl_words "token word-l2r word"; return ;;
         "score --config") _llmctl_files -f; return ;;
-        "eval-ppl --device"|"eval-ppl --threads"|"eval-ppl --window"|"eval-ppl --stride"|"eval-ppl --batch-tokens"|"eval-ppl --by"|"eval-ppl --seed"|"eval-ppl --field"|"eval-ppl --limit"|"eval-ppl --fail-over") :; return ;;
+        "eval-ppl --device"|"eval-ppl --threads"|"eval-ppl --window"|"eval-ppl --stride"|"eval-ppl --batch-tokens"|"eval-ppl --by"|"eval-ppl --ci"|"eval-ppl --resamples"|"eval-ppl --seed"|"eval-ppl --field"|"eval-ppl --limit"|"eval-ppl --fail-over") :; return ;;
         "eval-ppl --dtype") _llmctl_words "auto fp32 bf16 fp16"; return ;;
         "eval-ppl --masking") _llmctl_words "token word-l2r word"; return ;;
         "eval-ppl --against"|"eval-ppl --samples"|"eval-ppl --config") _llmctl_files -f; return ;;
@@ -278,7 +278,7 @@ _llmctl() {
         "embed") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color -o --out --force --no-force --pooling --normalize --no-normalize --max-tokens --config -h --help" ;;
         "classify") words="-p --prompt --format --field --special --no-special --batch-size --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --pair --pair-field --level --aggregation --threshold --max-tokens --config -h --help" ;;
         "score") words="-p --prompt --format --field --special --no-special --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --window --stride --bos --no-bos --masking --batch-tokens --prompt-field --logprobs --no-logprobs --config -h --help" ;;
-        "eval-ppl") words="--device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --window --stride --bos --no-bos --masking --batch-tokens --against --by --undo --seed --split --field --format --documents --errors --limit --samples --force --no-force --fail-over --config -h --help" ;;
+        "eval-ppl") words="--device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --window --stride --bos --no-bos --masking --batch-tokens --against --by --undo --ci --resamples --seed --split --field --format --documents --errors --limit --samples --force --no-force --fail-over --config -h --help" ;;
         "eval-safety") words="--refusals --harmless --classifier --label --toxic-from --words --pii --no-pii --pii-kind --pii-from --terms --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --completion-field --prompt-field --by --ci --seed --samples --force --no-force --fail-over --fail-under --config -h --help" ;;
         "eval-memorization") words="--prefix --suffix --count --control --seed --device --dtype --threads --json --no-json -q --quiet --no-quiet --color --no-color --field --format --documents --pii --no-pii --batch-size --samples --force --no-force --fail-over --config -h --help" ;;
         "eval-rouge") words="--pred-field --ref-field --format --kinds --stem --no-stem --words --sentences --line-break --weight --ci --resamples --seed --json --no-json -q --quiet --no-quiet --color --no-color --samples --force --no-force --fail-under --config -h --help" ;;
