@@ -19,8 +19,8 @@ def eval_metric(
     metric: Annotated[
         str,
         typer.Argument(
-            help="Path of a metric's module (its code runs), or a name of ours: bleu, chrf, exact_match, rouge, ter, "
-            "token_f1; hf:NAME fetches one from the hub."
+            help="Path of a metric's module (its code runs), or a name of ours: bleu, chrf, exact_match, perplexity, "
+            "rouge, ter, token_f1; hf:NAME fetches one from the hub."
         ),
     ],
     predictions: Annotated[str, typer.Argument(help="What was said, a line or a JSON record each; - for stdin.")],

@@ -7,6 +7,7 @@ import pytest
 
 from llmctl.core.metrics.named import ours
 
+TEXTUAL = ("bleu", "chrf", "exact_match", "rouge", "ter", "token_f1")
 MODULES = Path(__file__).resolve().parents[2] / "llmctl" / "core" / "metrics" / "modules"
 SAID = ["the cat sat on the mat", "b c", "A dog."]
 TOLD = [["the cat sat on a mat", "a cat"], ["b c", "c"], ["the dog", "dog"]]
@@ -47,7 +48,8 @@ def test_our_metrics_load_by_path_and_combine_and_say_what_the_plain_functions_s
     from llmctl.core.metrics.rouge.score import rouge
     from llmctl.core.metrics.translation import bleu, chrf, ter
 
-    found = evaluate.combine([evaluate.load(str(MODULES / f"{name}.py")) for name in ours()])
+    found = evaluate.combine([evaluate.load(str(MODULES / f"{name}.py")) for name in TEXTUAL])
+    assert set(ours()) == {*TEXTUAL, "perplexity"}
     for said, told in zip(SAID, TOLD, strict=True):
         found.add(prediction=said, reference=told)
     result = found.compute()
@@ -128,3 +130,15 @@ def test_what_does_not_fit_is_refused_with_its_line(call, shares, tmp_path):
         done = call("eval-metric", *argv, "-q")
         assert done.code == code and words in done.err, done
         assert not done.out or "none=1" in argv
+
+
+def test_perplexity_is_that_of_eval_ppl(call, tiny, evaluate):
+    texts = ["The list of the names that are defined.", "Return a new list."]
+    stdin, model = "\n".join(texts).encode(), tiny
+    done = call("eval-metric", "perplexity", "-", "--option", f"model_id={model}", "-q", stdin=stdin)
+    report = json.loads(done.out)
+    wanted = json.loads(call("eval-ppl", model, "-", "--documents", "line", "-q", stdin=stdin).out)
+    assert report["perplexity"] == pytest.approx(
+        wanted["perplexity"], rel=1e-6
+    )  # padded beside others: rounding
+    assert report["tokens"] == wanted["tokens"] and len(report["perplexities"]) == 2

@@ -17,24 +17,24 @@ def text_metric(summary: str, options: type | None, returned: str) -> evaluate.M
         options: the dataclass whose fields compute() takes as keywords; None: it takes none.
         returned: what compute() returns, key by key.
     """
-    lines = [f"    {field.name}: {_help(field)} Default: {_default(field)!r}." for field in _fields(options)]
-    return evaluate.MetricInfo(
-        description=summary,
-        citation="",
-        inputs_description="\n".join(
-            [
-                "\nArgs:",
-                "    predictions: texts.",
-                "    references: a text for each, or a list of them.",
-                *lines,
-                f"Returns:\n    {returned}\n",
-            ]
-        ),
-        features=[
-            datasets.Features({"predictions": TEXT, "references": datasets.Sequence(TEXT)}),
-            datasets.Features({"predictions": TEXT, "references": TEXT}),
-        ],
-    )
+    features = [
+        datasets.Features({"predictions": TEXT, "references": datasets.Sequence(TEXT)}),
+        datasets.Features({"predictions": TEXT, "references": TEXT}),
+    ]
+    return metric_info(summary, features, options, returned)
+
+
+def metric_info(
+    summary: str, features: list[datasets.Features], options: type | None, returned: str
+) -> evaluate.MetricInfo:
+    """The description of a metric that takes these features; the rest as for `text_metric`."""
+    inputs = [f"    {name}: {INPUTS[name]}" for name in features[0]]
+    told = [f"    {field.name}: {_help(field)} Default: {_default(field)!r}." for field in _fields(options)]
+    description = "\n".join(["\nArgs:", *inputs, *told, f"Returns:\n    {returned}\n"])
+    return evaluate.MetricInfo(description=summary, citation="", inputs_description=description, features=features)
+
+
+INPUTS = {"predictions": "texts.", "references": "a text for each, or a list of them."}
 
 
 def _fields(options: Any) -> tuple[Any, ...]:
