@@ -1,6 +1,7 @@
 """Evaluation by lm-evaluation-harness: its tasks found and put to a model of llmctl, and its results."""
 
 import contextlib
+import difflib
 import io
 import json
 import random
@@ -44,9 +45,10 @@ def found_tasks(asked: Harness) -> dict[str, Any]:
         raise _unmade(", ".join(asked.include_path), error) from error
     missing = [name for name in asked.names if not _matches(manager, name)]
     if missing:
+        alike = difflib.get_close_matches(missing[0], manager.all_tasks, 1)
+        hint = "lm-eval ls tasks lists its own; others need --include-path DIR, or the name of their YAML file."
         raise UserError(
-            f"There is no task {', '.join(missing)}.",
-            "lm-eval ls tasks lists its own; others need --include-path DIR, or the name of their YAML file.",
+            f"There is no task {', '.join(missing)}.", f"Did you mean {alike[0]}? {hint}" if alike else hint
         )
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in dict.fromkeys(match for asking in asked.names for match in _matches(manager, asking)):
@@ -130,7 +132,14 @@ def _scores(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _settle(task: Task, asked: Harness, seed: int) -> None:
-    """Gives a task what the user says: how many examples, unless it is made for none, and how texts are written."""
+    """Gives a task what the user says: how many examples, unless it is made for none, and how texts are written.
+
+    Raises:
+        UserError: it would run what the model writes, or show it pictures.
+    """
+    if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+        problem = "runs code that the model wrote" if getattr(task, "UNSAFE_CODE", False) else "shows pictures"
+        raise UserError(f"{task.task_name} {problem}; llmctl does not do that here.", "Leave it out.")
     own = task.get_config("num_fewshot")
     if asked.shots is not None and own != 0:
         task.set_config(key="num_fewshot", value=asked.shots)
@@ -146,4 +155,6 @@ def _matches(manager: TaskManager, name: str) -> list[str]:
 
 
 def _unmade(name: str, error: Exception) -> UserError:
-    return UserError(f"lm-eval cannot make {name}: {type(error).__name__}: {error}.", "Mend it, or leave it out.")
+    reached = isinstance(error, ConnectionError)
+    hint = "Its data lie on the Hugging Face hub; is there a network?" if reached else "Mend it, or leave it out."
+    return UserError(f"lm-eval cannot make {name}: {type(error).__name__}: {str(error).rstrip('.')}.", hint)
