@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -82,10 +82,14 @@ def eval_ppl(
     from llmctl.spec.families import read_config
     from llmctl.spec.peft import within
 
+    kinds = set()
     for path in paths:
         config = within(path, read_config(path))
         suited("eval-ppl", config, path)
         scoring.sizes(config)
+        kinds.add(config.kind)
+    if undo is not None and kinds != {"encoder-decoder"}:
+        raise UserError(f"--undo {undo} is for encoder-decoders.", "Leave it out.", Exit.USAGE)
 
     from llmctl.console import Console
     from llmctl.core.checkpoint.directory import Checkpoint
@@ -97,41 +101,42 @@ def eval_ppl(
     from llmctl.spec.files import write_file
 
     console, place = Console(shown), pick(compute.device, compute.dtype, compute.threads)
-    reports = []
+
+    def scored_by(path: Path, file: IO[bytes] | None) -> dict[str, Any]:
+        """The report of one model, which is let go of before the next."""
+        checkpoint = Checkpoint.open(path)
+        tokenizer = checkpoint.tokenizer()
+        loaded = checkpoint.model(place.device, DTYPES.get(compute.dtype))
+        framing = framing_for(tokenizer, loaded.config, scoring)
+        method = method_for(loaded, tokenizer, scoring, undo, seed)
+        found = [passages(text, reading, split, framing) for text in texts]
+        result = Survey([Perplexity() for _ in texts], resamples=0 if ci is None else resamples, seed=seed)
+        began = time.perf_counter()
+        with console.progress(None, "tokens", "scoring") as progress:
+            progress.update(0)
+            for step, done in survey(method, found, result, by, scoring.batch_tokens):
+                progress.update(step.tokens, perplexity=Perplexity(step.nll, step.tokens).perplexity)
+                if file is not None:
+                    file.writelines(_samples(done, texts, method.whole))
+        seconds = time.perf_counter() - began
+        if not result.total.tokens:
+            raise UserError("There is no text to score.", "The input is empty, or its documents have one token each.")
+        begin = {"start": "none" if framing.start is None else framing.start, "end": "unscored"}
+        signature = {
+            "tokenizer": tokenizer.sha256[:12],
+            "documents": result.total.documents,
+            **method.signature,
+            **(begin if loaded.config.kind == "decoder" else {}),
+            **({} if ci is None else {"bs": resamples, "draws": seed}),
+            "dtype": str(next(loaded.parameters()).dtype).removeprefix("torch."),
+            "version": f"llmctl-{__version__}",
+        }
+        intervals = {} if ci is None else {"intervals": result.intervals(ci, method.whole)}
+        return _report(path, texts, result, method.whole, signature, seconds) | intervals
+
     with ExitStack() as stack:
         file = None if samples is None else stack.enter_context(write_file(samples, force))
-        for path in paths:
-            checkpoint = Checkpoint.open(path)
-            tokenizer = checkpoint.tokenizer()
-            loaded = checkpoint.model(place.device, DTYPES.get(compute.dtype))
-            framing = framing_for(tokenizer, loaded.config, scoring)
-            method = method_for(loaded, tokenizer, scoring, undo, seed)
-            found = [passages(text, reading, split, framing) for text in texts]
-            result = Survey([Perplexity() for _ in texts], resamples=0 if ci is None else resamples, seed=seed)
-            began = time.perf_counter()
-            with console.progress(None, "tokens", "scoring") as progress:
-                progress.update(0)
-                for step, done in survey(method, found, result, by, scoring.batch_tokens):
-                    progress.update(step.tokens, perplexity=Perplexity(step.nll, step.tokens).perplexity)
-                    if file is not None:
-                        file.writelines(_samples(done, texts, method.whole))
-            if not result.total.tokens:
-                raise UserError(
-                    "There is no text to score.", "The input is empty, or its documents have one token each."
-                )
-            signature = {
-                "tokenizer": tokenizer.sha256[:12],
-                "documents": result.total.documents,
-                **method.signature,
-                **({"start": framing.start if framing.start is not None else "none", "end": "unscored"}
-                   if loaded.config.kind == "decoder" else {}),
-                **({} if ci is None else {"bs": resamples, "seed": seed}),
-                "dtype": str(next(loaded.parameters()).dtype).removeprefix("torch."),
-                "version": f"llmctl-{__version__}",
-            }  # fmt: skip
-            seconds = time.perf_counter() - began
-            intervals = {} if ci is None else {"intervals": result.intervals(ci, method.whole)}
-            reports.append(_report(path, texts, result, method.whole, signature, seconds) | intervals)
+        reports = [scored_by(path, file) for path in paths]
     report = reports[0] | ({"models": reports} if len(reports) > 1 else {})
     console.report(report, None if shown.json else _table(console, paths, texts, reports))
     check_limits({name: report[name] for name in over if report[name] is not None}, over=over)

@@ -53,6 +53,8 @@ class Scoring:
         """
         window = min(config.context, WIDEST) if self.window is None else self.window
         stride = max(1, window // 2) if self.stride is None else self.stride
+        if self.masking != "token" and config.kind != "encoder":
+            raise UserError(f"--masking {self.masking} is for encoders.", "Leave it out.", Exit.USAGE)
         if stride > window:
             raise UserError(f"--stride is {stride}, wanted from 1 to --window ({window}).", code=Exit.USAGE)
         if config.position == "learned" and window > config.context:

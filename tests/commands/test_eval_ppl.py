@@ -200,7 +200,7 @@ def test_intervals_are_of_resampled_documents(call, tiny, tmp_path):
         low, high = found["intervals"][name]["low"], found["intervals"][name]["high"]
         assert low < found[name] < high
         assert [low, high] == pytest.approx(np.quantile(values, [0.05, 0.95]).tolist(), abs=0.2 * (high - low))
-    assert "bs:1000|seed:0" in found["signature"]
+    assert "bs:1000|draws:0" in found["signature"]
     assert call("eval-ppl", tiny, "many.jsonl", "--ci", 95).code == 2
 
 
@@ -220,6 +220,9 @@ def test_any_figure_may_have_a_limit(call, tiny, texts):
         (["0.txt", "--stride", "0"], 2, "--stride is 0"),
         (["0.txt", "--window", "16", "--stride", "17"], 2, "--stride is 17"),
         (["0.txt", "--window", "1"], 2, "--window is 1"),
+        (["0.txt", "--masking", "word"], 2, "for encoders"),
+        (["0.txt", "--undo", "span"], 2, "for encoder-decoders"),
+        (["-", "-"], 2, "read once"),
         (["texts.jsonl", "--field", "body"], 1, "no field 'body'"),
         (["latin.txt"], 1, "not UTF-8"),
         (["-"], 1, "no text"),
