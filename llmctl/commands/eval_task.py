@@ -60,7 +60,8 @@ def eval_task(
     figure is of a part of the file.
 
     stdout has a table on a terminal, else results as lm-evaluation-harness has them, whose figures acc and acc_norm
-    are. A file SUITE.toml names several tasks and their options.
+    are. Any other metric of what was written: --samples FILE, then eval-metric METRIC FILE FILE --pred-field prediction
+    --ref-field references. A file SUITE.toml names several tasks and their options.
     """
     _check(ci, batch_size, batch_tokens)
     under = parse_limits("--fail-under", fail_under, MAIN)

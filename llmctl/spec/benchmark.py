@@ -59,6 +59,7 @@ METRICS: dict[Kind, tuple[str, ...]] = {
     "classify": (*USUAL["classify"], "brier_score"),
     "tag": USUAL["tag"],
 }  # fmt: skip
+ROUGE = re.compile("rouge([1-9][0-9]?|L|Lsum|W)")  # figures of texts that are written, besides those listed
 LOWER = frozenset({"brier_score", "ter", "rmse"})  # figures of which less is better
 
 
@@ -96,8 +97,8 @@ class Asking:
         tuple[str, ...],
         "Figures; the first is the main one. choice: acc, acc_norm (likelihood over characters), acc_bytes, "
         "acc_mutual_info, f1, macro_f1, mcc, brier_score. generate: exact_match, f1 (of words), contains, "
-        "rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, chrf++, ter. classify: acc, f1, macro_f1, mcc, brier_score, "
-        "pearson, spearman, rmse. tag: f1, precision, recall (of spans), acc. Default: the usual ones.",
+        "rouge1, rouge2 (or any n), rougeL, rougeLsum, bleu, chrf, chrf++, ter. classify: acc, f1, macro_f1, mcc, "
+        "brier_score, pearson, spearman, rmse. tag: f1, precision, recall (of spans), acc. Default: the usual ones.",
     ] = ()
     normalise: Annotated[
         Normal, "Before exact_match, f1 and contains compare texts: squad drops case, punctuation and articles; "
@@ -154,7 +155,8 @@ class Asking:
         }
         known = METRICS[self.kind] if self.kind != "auto" else tuple({n: None for row in METRICS.values() for n in row})
         for name in self.metrics:
-            wrong[f"--metrics {name} is none of {', '.join(known)}"] = name not in known
+            overlap = self.kind in ("auto", "generate") and ROUGE.fullmatch(name) is not None
+            wrong[f"--metrics {name} is none of {', '.join(known)}"] = name not in known and not overlap
         if self.extract is not None:
             wrong[f"--extract is {self.extract!r}, which is no regular expression"] = not _compiles(self.extract)
         for pair in self.map:
@@ -185,6 +187,11 @@ class Task(Asking):
 
     file: str
     name: str
+
+    @property
+    def own(self) -> bool:
+        """Whether examples come from the file that is asked."""
+        return self.examples in (None, self.file)
 
 
 def _compiles(pattern: str) -> bool:

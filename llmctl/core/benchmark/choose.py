@@ -41,7 +41,7 @@ def choose(subject: Subject, task: Task, names: Sequence[str], records: Records,
         choices, right = _read(task, shared, question)
         return f"{task.delimiter}{choices[right[0]]}"
 
-    examples = Examples(wording, own, answered, task.examples is None)
+    examples = Examples(wording, own, answered, task.own)
     put: list[tuple[Sample, list[str]]] = []
 
     def asked() -> Iterator[Asked]:

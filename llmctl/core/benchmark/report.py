@@ -65,7 +65,8 @@ def results(
 
 
 def sample_record(sample: Sample, outcome: Outcome) -> dict[str, Any]:
-    """A sample as a line of a file: keys as lm-eval has them, and `task`, `prediction`, `chances`, `scores`."""
+    """A sample as a line of a file: keys as lm-eval has them, and `task`, `prediction`, `references`,
+    `chances`, `scores`."""
     made = {
         "doc_id": sample.number,
         "doc": sample.record,
@@ -79,6 +80,7 @@ def sample_record(sample: Sample, outcome: Outcome) -> dict[str, Any]:
         "prompt_hash": _sha256(sample.asked[0][0]),
         "task": outcome.task.name,
         "prediction": sample.said,
+        "references": sample.targets,
         "chances": sample.chances,
         "scores": sample.scores,
     }

@@ -35,7 +35,7 @@ def run(subject: Subject, task: Task, records: Sequence[Record] | None = None, t
     if records is not None and len(records) != count:
         raise ValueError(f"{len(records)} records in place of {count}")
     asked = Records(list(whole.records[:count] if records is None else records), whole.places[:count])
-    own = whole if task.examples is None or not task.shots else read_records(task.examples)
+    own = whole if task.own or not task.shots else read_records(str(task.examples))
     kind = kind_of(task, whole[0])
     with placed(f"{task.name}, a task of kind {kind}"):
         task = replace(task, kind=kind)

@@ -172,9 +172,19 @@ class Subject:
         return ids[-kept:], len(ids) > kept
 
     def write(
-        self, prompts: Iterable[Sequence[int]], sampling: Sampling, stops: Sequence[str], seed: int
+        self,
+        prompts: Iterable[Sequence[int]],
+        sampling: Sampling,
+        stops: Sequence[str],
+        seed: int,
+        ends: Sequence[int] = (),
     ) -> Iterator[Completion]:
         """What the model writes after each prompt, in their order, several at a time.
+
+        Args:
+            stops: texts that end an answer.
+            seed: of the random choices; each answer has a stream of its own.
+            ends: tokens that end one, besides those of the checkpoint.
 
         Raises:
             UserError: the model does not write.
@@ -182,7 +192,7 @@ class Subject:
         suited("generate", self.config, self.path)
         if not self._ready:
             self.slower, self._ready = ready(self.model), True
-        eos = stop_ids(self.tokenizer, self.config, self.said) | special_stops(self.tokenizer, stops)
+        eos = stop_ids(self.tokenizer, self.config, self.said) | special_stops(self.tokenizer, stops) | {*ends}
         rules, (search, sampling) = Rules.of(self.said, self.config), Search().settled(sampling, self.said, False)
         scribe = writer(self.model, self.tokenizer, Manner(sampling, rules, search, 1, eos, stops, rows=self.rows))
         source, more, asked, given = iter(prompts), True, 0, 0

@@ -34,8 +34,9 @@ def write(subject: Subject, task: Task, names: Sequence[str], records: Records, 
         text = references_of(question.fields, question.completion)[0]
         return question.completion if question.completion is not None else f"{task.delimiter}{text}"
 
-    examples, samples = Examples(wording, own, answered, task.examples is None), []
+    examples, samples = Examples(wording, own, answered, task.own), []
     stops = task.stop or ((task.separator,) if task.shots and wording.chat is None else ())
+    ends = () if wording.chat is None or wording.chat.turn_end is None else (wording.chat.turn_end,)
     room = subject.room(task.max_tokens)
     sampling = Sampling(temperature=task.temperature, max_tokens=room)
 
@@ -50,7 +51,7 @@ def write(subject: Subject, task: Task, names: Sequence[str], records: Records, 
             samples.append(sample)
             yield ids
 
-    for number, completion in enumerate(subject.write(prompts(), sampling, stops, task.seed)):
+    for number, completion in enumerate(subject.write(prompts(), sampling, stops, task.seed, ends)):
         samples[number].replies = (completion.text,)
         samples[number].said = extracted(completion.text, task.extract, task.take == "last")
         told(number + 1)
