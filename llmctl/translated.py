@@ -18,7 +18,7 @@ from llmctl.spec.translation import Comparison, Options, Scored
 if TYPE_CHECKING:
     from llmctl.core.data.pairs import Pair
     from llmctl.core.metrics.resampling import Interval
-    from llmctl.core.metrics.translation import Counts, Figures
+    from llmctl.core.metrics.translation import Counts, Figures, Row
 
 TOGETHER = 64  # pairs that are counted at a time
 USUAL = 0.95  # share of resamples in the interval that a paired bootstrap gives
@@ -75,18 +75,15 @@ class Evaluation:
         from llmctl.core.metrics.translation import Counts
 
         counts = Counts(self.options)
-        for rows in self._read():
-            for (pair,), row in zip(
-                rows, counts.add([(pair.prediction, pair.references) for (pair,) in rows]), strict=True
-            ):
-                figures = counts.alone(row)
-                record = pair.record
-                if record is None:
-                    schema = f"llmctl/{invocation().command}/1"
-                    record = {"schema": schema, "prediction": pair.prediction, "references": pair.references}
-                made = {"doc_id": pair.number, "name": figures.name, "score": figures.score}
-                made |= {"scores": {self.name: figures.score}, "signature": figures.signature}
-                self.console.jsonl({**record, **made})
+        for pair, row in self._counted([counts]):
+            figures = counts.alone(row, len(pair.references))
+            record = pair.record
+            if record is None:
+                schema = f"llmctl/{invocation().command}/1"
+                record = {"schema": schema, "prediction": pair.prediction, "references": pair.references}
+            made = {"doc_id": pair.number, "name": figures.name, "score": figures.score}
+            made |= {"scores": {self.name: figures.score}, "signature": figures.signature}
+            self.console.jsonl({**record, **made})
 
     def _report(self, under: dict[str, float], over: dict[str, float]) -> None:
         """The score of all pairs together, and whatever else was asked for."""
@@ -120,7 +117,7 @@ class Evaluation:
         report |= {"pairs": ours.pairs, "seconds": time.perf_counter() - began}
         report |= dict(part.split(":", 1) for part in figures.signature.split("|"))
         self.console.report(report, None if self.console.shown.json else self._table(report))
-        found = {name: report[name] for name in ("score", "low", "high") if name in report}
+        found: dict[str, float] = {name: report[name] for name in ("score", "low", "high") if name in report}
         found |= {"difference": min(one["difference"] for one in report["baselines"])} if theirs else {}
         check_limits(found, under, over)
 
@@ -147,27 +144,35 @@ class Evaluation:
 
     def _count(self, samples: IO[bytes] | None) -> list["Counts"]:
         """The counts of the predictions, and of each baseline."""
-        from llmctl.core.metrics.counting import counted
         from llmctl.core.metrics.translation import Counts
 
         keep = self._resampled or bool(self.comparison.baseline)
         systems = [Counts(self.options, keep) for _ in (0, *self.comparison.baseline)]
-        unwritten: deque[Pair] = deque()  # those whose counts are awaited for a sample
-
-        def batches() -> Iterator[tuple[Counts, list[tuple[str, Sequence[str]]]]]:
-            for ready in self._read():
+        with self.console.progress(None, "pairs", "scoring") as progress:
+            for pair, row in self._counted(systems):
                 if samples is not None:
-                    unwritten.extend(pairs[0] for pairs in ready)
+                    samples.write(self._sample(pair, systems[0].alone(row)))
+                if pair.number % TOGETHER == 0:
+                    progress.update(pair.number)
+            progress.update(systems[0].pairs)
+        return systems
+
+    def _counted(self, systems: Sequence["Counts"]) -> Iterator[tuple["Pair", "Row"]]:
+        """Counts all systems' pairs; gives those of the first, each with what was counted in it."""
+        from llmctl.core.metrics.counting import counted
+
+        first: deque[Pair] = deque()  # those whose counts are awaited
+
+        def batches() -> "Iterator[tuple[Counts, list[tuple[str, Sequence[str]]]]]":
+            for ready in self._read():
+                first.extend(pairs[0] for pairs in ready)
                 for counts, pairs in zip(systems, zip(*ready, strict=True), strict=True):
                     yield counts, [(pair.prediction, pair.references) for pair in pairs]
 
-        with self.console.progress(None, "pairs", "scoring") as progress:
-            for counts, rows in counted(batches(), self.options, self.scored.jobs):
-                if counts is systems[0]:
-                    progress.update(counts.pairs)
-                    for row in rows if samples is not None else ():
-                        samples.write(self._sample(unwritten.popleft(), counts.alone(row)))
-        return systems
+        for counts, rows in counted(batches(), self.options, self.scored.jobs):
+            if counts is systems[0]:
+                for row in rows:
+                    yield first.popleft(), row
 
     def _sample(self, pair: "Pair", figures: "Figures") -> bytes:
         import orjson

@@ -153,7 +153,7 @@ def test_tokenizers_of_sentencepiece_read_the_model_in_sacrebleus_directory_and_
 
 
 def test_sentences_are_scored_one_by_one_and_records_pass_through(texts, call):
-    done = call("eval-bleu", texts / "ours.jsonl", "--sentence-level")
+    done = call("eval-bleu", texts / "ours.jsonl", "--sentence-level", "--jobs", "2")
     found = [json.loads(line) for line in done.out.splitlines()]
     metric = sacrebleu.BLEU(effective_order=True)
     for number, record in enumerate(found):
@@ -206,6 +206,8 @@ def test_what_does_not_fit_is_refused_with_file_and_line_and_without_a_score(tex
         assert (done.code, done.out) == (code, "") and words in done.err, done.err
     done = call("eval-bleu", "some.jsonl", "--varying", "-q")
     assert done.code == 0 and json.loads(done.out)["nrefs"] == "var"
+    alone = call("eval-bleu", "some.jsonl", "--varying", "--sentence-level").out.splitlines()
+    assert [json.loads(line)["signature"][:8] for line in alone] == ["nrefs:1|", "nrefs:2|"]
 
 
 def test_a_score_past_its_limit_is_exit_code_6_after_the_report(texts, call):

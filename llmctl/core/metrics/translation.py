@@ -156,12 +156,16 @@ class Counts:
         """
         return self._figures(self.metric, self.sums, drawn)
 
-    def alone(self, row: Row) -> Figures:
-        """The score of one pair with these counts; of BLEU by the orders that its text is long enough for."""
+    def alone(self, row: Row, references: int | None = None) -> Figures:
+        """The score of one pair with these counts; of BLEU by the orders that its text is long enough for.
+
+        Args:
+            references: how many the pair has; None: as many as all pairs.
+        """
         if self._alone is None:
             single = replace(self.options, effective_order=True) if isinstance(self.options, Bleu) else self.options
             self._alone = METRICS[type(single)](single)
-        return self._figures(self._alone, row, None)
+        return self._figures(self._alone, row, None, references)
 
     def score(self, sums: np.ndarray) -> float:
         """The score that sums of counts (K,) make, in their precision."""
@@ -174,13 +178,17 @@ class Counts:
             raise ValueError("the counts of single pairs were not kept")
         return np.frombuffer(self._kept, dtype=self._kept.typecode).reshape(self.pairs, -1)  # (N, K)
 
-    def _figures(self, metric: "Metric", sums: Row, drawn: dict[str, int] | None) -> Figures:
+    def _figures(
+        self, metric: "Metric", sums: Row, drawn: dict[str, int] | None, references: int | None = None
+    ) -> Figures:
         found = metric._aggregate_and_compute([list(sums)])
         details = {name: getattr(found, name) for name in DETAILS[type(self.options)]}
-        return Figures(found.name, float(found.score), self._signature(metric, drawn), details, found._verbose)
+        signature = self._signature(metric, drawn, references)
+        return Figures(found.name, float(found.score), signature, details, found._verbose)
 
-    def _signature(self, metric: "Metric", drawn: dict[str, int] | None) -> str:
-        metric.num_refs = min(self._references) if len(self._references) == 1 else -1  # -1: they vary
+    def _signature(self, metric: "Metric", drawn: dict[str, int] | None, references: int | None) -> str:
+        varying = -1  # sacrebleu's word for it
+        metric.num_refs = references or (min(self._references) if len(self._references) == 1 else varying)
         signature = metric.get_signature()
         if isinstance(self.options, Bleu) and self.options.max_order != Bleu().max_order:
             signature.update("order", self.options.max_order)
