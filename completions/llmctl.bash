@@ -205,7 +205,7 @@ _llmctl() {
         "eval-ter --format") _llmctl_words "auto lines jsonl"; return ;;
         "eval-ter --test") _llmctl_words "bootstrap randomization"; return ;;
         "eval-ter --samples"|"eval-ter --config") _llmctl_files -f; return ;;
-        "eval-task --kind") _llmctl_words "auto choice generate classify tag"; return ;;
+        "eval-task --kind") _llmctl_words "auto choice generate foretell classify tag"; return ;;
         "eval-task --template"|"eval-task --map"|"eval-task --choice"|"eval-task --delimiter"|"eval-task --metrics"|"eval-task --extract"|"eval-task --threshold"|"eval-task --shots"|"eval-task --examples"|"eval-task --instruction"|"eval-task --separator"|"eval-task --seed"|"eval-task --chat-template"|"eval-task --system"|"eval-task --stop"|"eval-task --max-tokens"|"eval-task --temperature"|"eval-task --limit"|"eval-task --group"|"eval-task --shift"|"eval-task --shift-field"|"eval-task --train"|"eval-task --ngram"|"eval-task --device"|"eval-task --threads"|"eval-task --ci"|"eval-task --batch-size"|"eval-task --batch-tokens"|"eval-task --fail-under"|"eval-task --fail-over") :; return ;;
         "eval-task --normalise") _llmctl_words "none strip lower squad"; return ;;
         "eval-task --take") _llmctl_words "first last"; return ;;

@@ -1045,7 +1045,7 @@ complete -c llmctl -n '__fish_seen_subcommand_from eval-ter' -l config -r -F -d 
 complete -c llmctl -n '__fish_seen_subcommand_from eval-ter' -s h -l help -d 'Show this message and exit'
 complete -c llmctl -n '__fish_seen_subcommand_from eval-ter' -F
 complete -c llmctl -n '__fish_seen_subcommand_from eval-ter' -F
-complete -c llmctl -n '__fish_seen_subcommand_from eval-task' -l kind -x -a 'auto choice generate classify tag' -d 'choice: which of some texts is likeliest'
+complete -c llmctl -n '__fish_seen_subcommand_from eval-task' -l kind -x -a 'auto choice generate foretell classify tag' -d 'choice: which of some texts is likeliest'
 complete -c llmctl -n '__fish_seen_subcommand_from eval-task' -l template -x -d 'How a record becomes a prompt and its answer: alpaca, summarise, translate, qa, nli, sentiment, entities, each with /2 for its second phrasing'
 complete -c llmctl -n '__fish_seen_subcommand_from eval-task' -l map -x -d 'OURS=THEIRS: the field of a record that stands for one of ours'
 complete -c llmctl -n '__fish_seen_subcommand_from eval-task' -l choice -x -d 'A choice that every record has, such as a label in words, in the order of their numbers'

@@ -7,6 +7,7 @@ A task is a file of JSON lines, a record each. Fields other than these are kept 
 |------------|-----------------------------|---------------------------------------|
 | `choice`   | finds the likeliest text    | `prompt`, `choices`, `answer`         |
 | `generate` | writes an answer            | `prompt`, `reference` or `references` |
+| `foretell` | finds the answer likely    | `prompt`, `reference`                 |
 | `classify` | labels a text, or two       | `text` (and `text_pair`), `label`     |
 | `tag`      | labels the words of a text  | `tokens`, `tags`                      |
 
@@ -33,8 +34,8 @@ from typing import Annotated, Literal
 from llmctl.errors import Exit, UserError
 from llmctl.spec.shots import Choice, Order
 
-Kind = Literal["choice", "generate", "classify", "tag"]
-AskedKind = Literal["auto", "choice", "generate", "classify", "tag"]
+Kind = Literal["choice", "generate", "foretell", "classify", "tag"]
+AskedKind = Literal["auto", "choice", "generate", "foretell", "classify", "tag"]
 Normal = Literal["none", "strip", "lower", "squad"]
 Strict = Literal["IOB1", "IOB2", "IOE1", "IOE2", "IOBES", "BILOU"]
 Scheme = Literal["lenient", "IOB1", "IOB2", "IOE1", "IOE2", "IOBES", "BILOU"]
@@ -48,6 +49,7 @@ REFERENCES = ("references", "reference", "answers")  # where the right texts are
 USUAL: dict[Kind, tuple[str, ...]] = {
     "choice": ("acc", "acc_norm"),
     "generate": ("exact_match", "f1"),
+    "foretell": ("acc", "perplexity"),
     "classify": ("acc", "f1", "macro_f1", "mcc", "pearson", "spearman", "rmse"),
     "tag": ("f1", "precision", "recall", "acc"),
 }
@@ -56,11 +58,12 @@ METRICS: dict[Kind, tuple[str, ...]] = {
     "generate": (
         *USUAL["generate"], "contains", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "chrf++", "ter",
     ),
+    "foretell": (*USUAL["foretell"], "bits_per_byte"),
     "classify": (*USUAL["classify"], "brier_score"),
     "tag": USUAL["tag"],
 }  # fmt: skip
 ROUGE = re.compile("rouge([1-9][0-9]?|L|Lsum|W)")  # figures of texts that are written, besides those listed
-LOWER = frozenset({"brier_score", "ter", "rmse"})  # figures of which less is better
+LOWER = frozenset({"brier_score", "ter", "rmse", "perplexity", "bits_per_byte"})  # figures of which less is better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +79,9 @@ class Asking:
 
     kind: Annotated[
         AskedKind,
-        "choice: which of some texts is likeliest; generate: what it writes; classify, tag: labels of texts, of words; "
-        "auto: by the fields of the first record.",
+        "choice: which of some texts is likeliest; generate: what it writes; foretell: how likely the right text is, "
+        "and whether it would write that; classify, tag: labels of texts, of words; auto: by the fields of the first "
+        "record.",
     ] = "auto"
     template: Annotated[
         str | None,
@@ -97,8 +101,9 @@ class Asking:
         tuple[str, ...],
         "Figures; the first is the main one. choice: acc, acc_norm (likelihood over characters), acc_bytes, "
         "acc_mutual_info, f1, macro_f1, mcc, brier_score. generate: exact_match, f1 (of words), contains, "
-        "rouge1, rouge2 (or any n), rougeL, rougeLsum, bleu, chrf, chrf++, ter. classify: acc, f1, macro_f1, mcc, "
-        "brier_score, pearson, spearman, rmse. tag: f1, precision, recall (of spans), acc. Default: the usual ones.",
+        "rouge1, rouge2 (or any n), rougeL, rougeLsum, bleu, chrf, chrf++, ter. foretell: acc, perplexity, "
+        "bits_per_byte. classify: acc, f1, macro_f1, mcc, brier_score, pearson, spearman, rmse. tag: f1, precision, "
+        "recall (of spans), acc. Default: the usual ones.",
     ] = ()
     normalise: Annotated[
         Normal, "Before exact_match, f1 and contains compare texts: squad drops case, punctuation and articles; "

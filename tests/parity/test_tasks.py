@@ -21,6 +21,7 @@ from tests.commands.conftest import tiny  # noqa: F401 - a fixture
 
 WORDS = ["the", "list", "of", "things", "that", "a", "thing", "lists"]
 CHOICES = ("acc", "acc_norm", "acc_bytes", "brier_score")
+FORETOLD = ("acc", "perplexity")
 TEXTS = ("exact_match", "bleu", "chrf", "ter")
 
 
@@ -68,7 +69,9 @@ def theirs(files, model):
     for shots in (0, 2):
         one = {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}"}
         two = {"output_type": "generate_until", "doc_to_target": "{{reference}}", "generation_kwargs": written}
-        for name, kind, metrics in ((f"choice{shots}", one, CHOICES), (f"text{shots}", two, TEXTS)):
+        three = {"output_type": "loglikelihood", "doc_to_target": " {{reference}}", "target_delimiter": ""}
+        kinds = ((f"choice{shots}", one, CHOICES), (f"text{shots}", two, TEXTS), (f"foretell{shots}", three, FORETOLD))
+        for name, kind, metrics in kinds:
             made = {
                 **shared,
                 **kind,
@@ -77,26 +80,29 @@ def theirs(files, model):
                 "metric_list": [{"metric": m} for m in metrics],
             }
             (files / f"{name}.yaml").write_text(yaml.safe_dump(made), encoding="utf-8")
-    names = ["choice0", "choice2", "text0", "text2"]
+    names = [f"{kind}{shots}" for kind in ("choice", "text", "foretell") for shots in (0, 2)]
     backend = HFLM(str(model), device="cpu", dtype="float32", batch_size=4)
     manager = TaskManager(include_path=str(files), include_defaults=False)
     return simple_evaluate(backend, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True)
 
 
 @pytest.mark.parametrize("shots", [0, 2])
-@pytest.mark.parametrize("kind", ["choice", "text"])
+@pytest.mark.parametrize("kind", ["choice", "text", "foretell"])
 def test_figures_are_those_of_lm_eval(files, model, theirs, kind, shots):
     options = {"shots": shots, "choose": "first", "examples": str(files / "train.jsonl")}
     if kind == "choice":
         options |= {"kind": "choice", "metrics": CHOICES}
+    elif kind == "foretell":
+        options |= {"kind": "foretell", "metrics": FORETOLD}
     else:
         options |= {"kind": "generate", "metrics": TEXTS, "normalise": "none", "max_tokens": 8, "stop": ("\\n\\n",)}
     outcome = run(Subject.open(model, threads=1), Task(file=str(files / "test.jsonl"), name="same", **options))
     samples = sorted(theirs["samples"][f"{kind}{shots}"], key=lambda one: one["doc_id"])
     for mine, other in zip(outcome.samples, samples, strict=True):
         assert mine.prompt == other["arguments"][0][0]
-        if kind == "choice":
+        if kind != "text":
             assert [one for one, _ in mine.replies] == pytest.approx([one[0][0] for one in other["resps"]], abs=2e-4)
+            assert [greedy for _, greedy in mine.replies] == [one[0][1] for one in other["resps"]]
             assert [text for _, text in mine.asked] == [one[1] for one in other["arguments"]]
         else:
             assert [[one] for one in mine.replies] == other["resps"]

@@ -19,6 +19,7 @@ from llmctl.spec.sizes import parameters
 OUTPUT_TYPES: dict[Kind, str] = {
     "choice": "multiple_choice",
     "generate": "generate_until",
+    "foretell": "loglikelihood",
     "classify": "classification",
     "tag": "tagging",
 }

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from llmctl.core.benchmark.choose import choose
 from llmctl.core.benchmark.figures import Answered, figures
+from llmctl.core.benchmark.foretell import foretell
 from llmctl.core.benchmark.label import classify, tag
 from llmctl.core.benchmark.outcome import Outcome
 from llmctl.core.benchmark.records import Record, Records, kind_of, read_records
@@ -69,4 +70,4 @@ def asker(subject: Subject, kind: Kind) -> Ask:
     return ASK[kind]
 
 
-ASK: dict[Kind, Ask] = {"choice": choose, "generate": write, "classify": classify, "tag": tag}
+ASK: dict[Kind, Ask] = {"choice": choose, "generate": write, "foretell": foretell, "classify": classify, "tag": tag}
