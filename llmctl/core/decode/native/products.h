@@ -379,6 +379,7 @@ static void pair_tile(const Matrix& w, int64_t at, const Tokens& x, int64_t part
         else if (left >= 8) by_pairs<KIND, 8>(w, at, x, part + done, out + done), done += 8;
         else if (left >= 6) by_pairs<KIND, 6>(w, at, x, part + done, out + done), done += 6;
         else if (left >= 4) by_pairs<KIND, 4>(w, at, x, part + done, out + done), done += 4;
+        else if (left == 3) by_pairs<KIND, 3>(w, at, x, part + done, out + done), done += 3;
         else if (left >= 2) by_pairs<KIND, 2>(w, at, x, part + done, out + done), done += 2;
         else by_pairs<KIND, 1>(w, at, x, part + done, out + done), done += 1;
     }
@@ -405,7 +406,7 @@ static void span_tile(const Matrix& w, int64_t at, const Tokens& x, int64_t firs
     int64_t done = 0;
     while (done < n) {
         const int64_t left = n - done;
-        if (left >= 6) by_spans<SPAN, ZEROS, 6>(w, at, x, first + done, out + done), done += 6;
+        if (left >= 6 && left != 8) by_spans<SPAN, ZEROS, 6>(w, at, x, first + done, out + done), done += 6;
         else if (left >= 4) by_spans<SPAN, ZEROS, 4>(w, at, x, first + done, out + done), done += 4;
         else if (left >= 2) by_spans<SPAN, ZEROS, 2>(w, at, x, first + done, out + done), done += 2;
         else by_spans<SPAN, ZEROS, 1>(w, at, x, first + done, out + done), done += 1;
