@@ -1,5 +1,6 @@
 """eval-task: benchmarks from files."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
@@ -34,6 +35,7 @@ def eval_task(
     aspects: Aspects,
     compute: Compute,
     shown: Shown,
+    context: typer.Context,
     ci: Annotated[float | None, "Also the interval that holds this share of bootstrap samples: 0.95."] = None,
     samples: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write what became of each record, as JSON lines.")
@@ -66,7 +68,7 @@ def eval_task(
     _check(ci, batch_size, batch_tokens)
     under = parse_limits("--fail-under", fail_under, MAIN)
     over = parse_limits("--fail-over", fail_over, MAIN)
-    suite = _suite(files, asking, aspects)
+    suite = _suite(files, asking, aspects, _given(context))
     path = model_path(model)
     for entry in suite.entries:
         for name in (entry.task.file, entry.task.examples):
@@ -125,8 +127,8 @@ def eval_task(
     )
 
 
-def _suite(files: tuple[str, ...], asking: Asking, aspects: Aspects) -> Suite:
-    """The tasks of files, each with the options of the command line."""
+def _suite(files: tuple[str, ...], asking: Asking, aspects: Aspects, given: Sequence[str]) -> Suite:
+    """The tasks of files, each with the options of the command line; of a suite's own, with those that are `given`."""
     if files.count("-") > 1:
         raise UserError("stdin can be read once, but - stands for two files.", code=Exit.USAGE)
     entries: list[Entry] = []
@@ -135,7 +137,7 @@ def _suite(files: tuple[str, ...], asking: Asking, aspects: Aspects) -> Suite:
     title = names[0]
     for file, name in zip(files, names, strict=True):
         if file.endswith(".toml"):
-            suite = read_suite(Path(file), asking, aspects)
+            suite = read_suite(Path(file), asking, aspects, given)
             title, entries = suite.name, [*entries, *suite.entries]
         else:
             task = Task(**options, file=file, name=name if names.count(name) == 1 else file)
@@ -144,6 +146,12 @@ def _suite(files: tuple[str, ...], asking: Asking, aspects: Aspects) -> Suite:
     if twice := next((name for name in named if named.count(name) > 1), None):
         raise UserError(f"Two tasks are called {twice}.", "Name each file once.", Exit.USAGE)
     return Suite(title if len(files) == 1 else "tasks", tuple(entries))
+
+
+def _given(context: typer.Context) -> list[str]:
+    """The options that a flag, the environment or a file of options says, be it their default."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
 
 
 def _check(ci: float | None, batch_size: int, batch_tokens: int) -> None:
@@ -174,7 +182,7 @@ def _table(console: "Console", path: Path, found: "Result", between: dict[str, d
     (one,) = found.judged
     rows: list[tuple[object, ...]] = []
     for name, figure in one.outcome.figures.items():
-        ends = between.get(one.name, {}).get(name, ())
+        ends = between.get(one.name, {}).get(name, ("", "") if between else ())
         rows.append((name, figure.value, _error(figure.stderr), *ends))
     rows += [(name, value, "", *("" for _ in between and (1, 2))) for name, value in _aspects(one).items()]
     columns = ("", "value", "± error", *(("low", "high") if between else ()))

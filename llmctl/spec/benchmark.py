@@ -18,7 +18,7 @@ prompt, those of `--choice`, else all that the records have; words are tagged by
 * `prompt` is what the model reads. Where a record has none, `question` (and `context`) are put as the template qa/1
   puts them, `instruction` as alpaca; `--template` puts any record, by Jinja.
 * `choices` is a list of texts, or `{"text": [...], "label": [...]}`; `--choice` gives the same ones to all records.
-* `answer` (else `label`, `gold`, `target`, `answerKey`) is the number of the right choice from 0, its text, its label,
+* `answer` (else `label`, `gold`, `target`, `answerKey`) is the number of the right choice from 0, its label, its text,
   or its letter; or a list of those, of which each is right.
 * `reference` is a text, `references` (else `answers`) a list of them, of which the nearest counts; else the
   completion that the template gives, or the record has, is the reference.

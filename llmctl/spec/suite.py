@@ -18,7 +18,7 @@ An option given on the command line holds for every task, whatever the file says
 import difflib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -105,11 +105,18 @@ def one_task(task: Task, aspects: Aspects) -> Suite:
     return Suite(task.name, (Entry(task, aspects),))
 
 
-def read_suite(path: Path, asking: Asking | None = None, aspects: Aspects | None = None) -> Suite:
+def read_suite(
+    path: Path,
+    asking: Asking | None = None,
+    aspects: Aspects | None = None,
+    given: Collection[str] | None = None,
+) -> Suite:
     """The suite in a TOML file.
 
     Args:
-        asking, aspects: options of the command line; those that differ from their defaults hold for every task.
+        asking, aspects: options of the command line.
+        given: names of those that were said there, which hold for every task; None: those that differ from their
+            defaults.
 
     Raises:
         UserError: a file that cannot be read or is not TOML, a key that no task has, a value that does not read, a
@@ -120,7 +127,7 @@ def read_suite(path: Path, asking: Asking | None = None, aspects: Aspects | None
     if not isinstance(tables, list) or not tables or not all(isinstance(one, dict) for one in tables):
         raise UserError(f"{path} has no tasks.", f"A task begins with the line [[task]].{_like(about)}", Exit.USAGE)
     name = _typed(about.pop("name", path.stem), str, f"{path}: name")
-    over = {**_given(asking or Asking()), **_given(aspects or Aspects())}
+    over = {**_given(asking or Asking(), given), **_given(aspects or Aspects(), given)}
     entries = []
     for number, table in enumerate(tables, 1):
         place = f"{path}: task {table.get('name', table.get('file', number))}"
@@ -154,11 +161,13 @@ def _entry(path: Path, said: dict[str, Any], over: dict[str, Any], place: str) -
     return Entry(task, aspects, weight, category)
 
 
-def _given(options: Any) -> dict[str, Any]:
-    """The fields of a dataclass that differ from their defaults."""
+def _given(options: Any, given: Collection[str] | None) -> dict[str, Any]:
+    """The fields of a dataclass that are named, or where nothing says which those are, differ from their defaults."""
     usual = type(options)()
-    names = [field.name for field in fields(options)]
-    return {name: getattr(options, name) for name in names if getattr(options, name) != getattr(usual, name)}
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    if given is None:
+        return {name: value for name, value in values.items() if value != getattr(usual, name)}
+    return {name: value for name, value in values.items() if name in given}
 
 
 def _beside(path: Path, value: str) -> str:

@@ -111,7 +111,7 @@ def test_limits_name_aspects_and_tasks(call, tiny, place):
         (["--shift", "lower", "--shift-field", "query"], 1, "no record has the field 'query'"),
         (["--ngram", "1"], 2, "--ngram is 1"),
         (["--train", "nowhere.txt"], 1, "nowhere.txt does not exist"),
-        (["--group", "place"], 1, "place"),
+        (["--group", "place"], 1, "which.jsonl:1: the record has no field 'place'"),
     ],
 )
 def test_what_cannot_be_is_refused(call, tiny, place, options, code, problem):
@@ -132,3 +132,10 @@ def test_a_task_of_a_suite_that_is_not_there_is_named(call, tiny, place):
     (place / "say.jsonl").unlink()
     done = call("eval-task", tiny, place / "suite.toml")
     assert (done.code, done.out) == (1, "") and "say.jsonl does not exist" in done.err
+
+
+def test_an_option_that_is_given_holds_for_every_task_be_it_its_default(call, tiny, place):
+    suite = place / "suite.toml"
+    suite.write_text(f"shots = 2\n{suite.read_text(encoding='utf-8')}", encoding="utf-8")
+    assert report(call("eval-task", tiny, suite))["n-shot"] == {"which": 2, "say": 2}
+    assert report(call("eval-task", tiny, suite, "--shots", 0))["n-shot"] == {"which": 0, "say": 0}

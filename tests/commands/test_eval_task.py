@@ -97,3 +97,9 @@ def test_options_that_do_not_go_together_are_a_usage_error(call, tiny, rows):
         assert (done.code, done.out) == (2, ""), wrong
     assert call("eval-task", tiny, rows, rows).code == 2
     assert call("eval-task", tiny, "-", "-").code == 2
+
+
+def test_a_single_record_has_no_interval(call, tiny, tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"prompt": "a", "choices": ["b", "c"], "answer": 0}\n', encoding="utf-8")
+    done = call("eval-task", tiny, "one.jsonl", "--ci", 0.9)
+    assert done.code == 0 and "acc_low,none" not in json.loads(done.out)["results"]["one"]

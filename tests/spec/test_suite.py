@@ -55,6 +55,8 @@ def test_an_option_that_is_given_holds_for_every_task(tmp_path):
     suite = read_suite(written(tmp_path, TASKS), Asking(limit=7, shots=1), Aspects(ngram=8))
     assert [(e.task.limit, e.task.shots, e.aspects.ngram) for e in suite.entries] == [(7, 1, 8), (7, 1, 8)]
     assert suite.entries[1].aspects.shift == ("upper",)
+    suite = read_suite(written(tmp_path, TASKS), Asking(limit=7), Aspects(), ["shots"])
+    assert [(e.task.limit, e.task.shots) for e in suite.entries] == [(None, 0), (None, 0)]  # a default that is said
 
 
 @pytest.mark.parametrize(

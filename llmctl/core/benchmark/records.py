@@ -154,18 +154,19 @@ def field_of(record: Mapping[str, Any], name: str) -> Any:
 
 
 def _number(value: Any, choices: Sequence[str], names: Sequence[str], said: Mapping[str, str]) -> int | None:
-    """The number of a choice that is named by its number, its text, its label or its letter."""
+    """The number of a choice that is named by its label, its text, its number or its letter, in that order; a number
+    that is no text is a number."""
     if isinstance(value, (bool, int)):
         return int(value) if 0 <= value < len(choices) else None
     if not isinstance(value, str):
         return None
     text = value.strip()
-    for known, wanted in ((choices, value), ([one.strip() for one in choices], text), (names, text)):
+    for known, wanted in ((names, text), (choices, value), ([one.strip() for one in choices], text)):
         if wanted in known:
             return known.index(wanted)
     if (word := said.get(text.lower())) in choices:
         return choices.index(str(word))
     if text.isdecimal():
         return int(text) if int(text) < len(choices) else None
-    letter = ord(text) - ord("A") if len(text) == 1 else -1
+    letter = ord(text.upper()) - ord("A") if len(text) == 1 and text.isascii() else -1
     return letter if 0 <= letter < len(choices) else None

@@ -12,7 +12,7 @@ from llmctl import __version__
 from llmctl.core.benchmark.figures import Interval
 from llmctl.core.benchmark.outcome import Outcome, Sample
 from llmctl.core.benchmark.subject import Subject
-from llmctl.spec.benchmark import Kind, Task
+from llmctl.spec.benchmark import Asking, Kind, Task
 from llmctl.spec.sizes import parameters
 
 # What the harness calls each kind of task; it has none for heads that label.
@@ -23,6 +23,13 @@ OUTPUT_TYPES: dict[Kind, str] = {
     "classify": "classification",
     "tag": "tagging",
 }
+
+
+# Options that a signature has the digest of, where they are not as usual.
+WORDED = (
+    "map", "choice", "delimiter", "extract", "take", "threshold", "examples", "instruction", "separator", "system", "stop"
+)  # fmt: skip
+USUAL_ASKING = Asking()
 
 
 def results(
@@ -109,6 +116,9 @@ def signature(subject: Subject, outcome: Outcome) -> str:
     if outcome.kind == "tag":
         parts["scheme"] = task.scheme
     parts |= {"chat": task.chat_template or "none", "seed": task.seed}
+    other = {name: value for name in WORDED if (value := getattr(task, name)) != getattr(USUAL_ASKING, name)}
+    if other:
+        parts["options"] = _sha256(json.dumps(other))[:12]
     parts |= {"tokenizer": subject.tokenizer.sha256[:12], "dtype": subject.dtype}
     return "|".join(f"{name}:{value}" for name, value in {**parts, "version": f"llmctl-{__version__}"}.items())
 

@@ -9,7 +9,7 @@ from llmctl.core.benchmark.figures import Answered, figures
 from llmctl.core.benchmark.foretell import foretell
 from llmctl.core.benchmark.label import classify, tag
 from llmctl.core.benchmark.outcome import Outcome
-from llmctl.core.benchmark.records import Record, Records, kind_of, read_records
+from llmctl.core.benchmark.records import Record, Records, field_of, kind_of, read_records
 from llmctl.core.benchmark.subject import Subject, Told
 from llmctl.core.benchmark.wording import placed
 from llmctl.core.benchmark.write import write
@@ -38,6 +38,9 @@ def run(subject: Subject, task: Task, records: Sequence[Record] | None = None, t
     asked = Records(list(whole.records[:count] if records is None else records), whole.places[:count])
     own = whole if task.own or not task.shots else read_records(str(task.examples))
     kind = kind_of(task, whole[0])
+    for record, place in zip(asked, asked.places, strict=True) if task.group is not None else ():
+        with placed(place):
+            field_of(record, str(task.group))  # it is there
     with placed(f"{task.name}, a task of kind {kind}"):
         task = replace(task, kind=kind)
     names = task.metrics or USUAL[kind]

@@ -24,7 +24,7 @@ from llmctl.core.metrics.perplexity import measured
 from llmctl.core.metrics.pseudo import Pseudo
 from llmctl.core.model.transformer import Transformer
 from llmctl.core.text.tokenizer import Tokenizer
-from llmctl.errors import UserError
+from llmctl.errors import Exit, UserError
 from llmctl.spec.families import read_config_json
 from llmctl.spec.model import ModelConfig
 from llmctl.spec.sample import Sampling
@@ -108,10 +108,17 @@ class Subject:
         """A text after a context, to be scored; `special`: special tokens typed in them are parsed.
 
         Raises:
-            UserError: the text is empty, or there is nothing that it could stand after.
+            UserError: the text is empty, longer than the context, or there is nothing that it could stand after.
         """
         if self.config.kind != "encoder":
-            return continuation(self.tokenizer, context, text, self.config, special)
+            made = continuation(self.tokenizer, context, text, self.config, special)
+            if self.context is not None and made.scored > self.context:
+                raise UserError(
+                    f"{made.scored} tokens are to be scored, but the model's context holds {self.context}.",
+                    "Shorten the text, or leave the record out.",
+                    Exit.MISMATCH,
+                )
+            return made
         bare = context.rstrip()
         ids = self.tokenizer.encode(context + text, special)
         return Asked(ids, max(1, len(ids) - len(self.tokenizer.encode(bare, special))))

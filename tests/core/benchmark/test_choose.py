@@ -57,7 +57,7 @@ def test_batches_change_nothing(decoder, asked):
         assert one.chances == pytest.approx(other.chances, rel=1e-4)  # sums of fp32 in another order
 
 
-@pytest.mark.parametrize("answer", [1, "1", "B", "the", [1], ["the"], True])
+@pytest.mark.parametrize("answer", [1, "1", "B", "b", "the", [1], ["the"], True])
 def test_an_answer_is_a_number_a_letter_or_a_text(decoder, asked, answer):
     outcome = asked(decoder, [{**ROWS[0], "answer": answer}])
     assert outcome.samples[0].right == (1,)
@@ -67,9 +67,10 @@ def test_choices_may_have_labels_and_an_answer_several_that_are_right(decoder, a
     rows = [
         {"question": "Which?", "choices": {"text": ["a", "b"], "label": ["3", "4"]}, "answerKey": "4"},
         {"question": "Which?", "choices": ["a", "b", "c"], "answer": [0, 2]},
+        {"question": "2 + 1?", "choices": {"text": ["2", "3", "1"], "label": ["1", "2", "3"]}, "answerKey": "2"},
     ]
     outcome = asked(decoder, rows)
-    assert [sample.right for sample in outcome.samples] == [(1,), (0, 2)]
+    assert [sample.right for sample in outcome.samples] == [(1,), (0, 2), (1,)]  # a label before a text like it
     assert outcome.samples[0].prompt == "Question: Which?\nAnswer:"
     best = max(range(3), key=outcome.samples[1].chances.__getitem__)
     assert outcome.samples[1].scores["acc"] == (best in (0, 2))
@@ -121,6 +122,7 @@ def test_a_long_prompt_loses_its_beginning_and_is_counted(decoder, asked):
         ({"prompt": "a", "choices": ["b", ""], "answer": 0}, "'choices' is not a list of texts"),
         ({"prompt": "a", "answer": 0}, "'choices' is not a list of texts"),
         ({"choices": ["b", "c"], "answer": 0}, "the record has none of 'prompt'"),
+        ({"prompt": "a", "choices": ["b", "c " * 200], "answer": 0}, "to be scored, but the model's context holds 64"),
     ],
 )
 def test_a_record_that_is_not_so_is_named_with_its_line(decoder, asked, record, wrong):
