@@ -27,7 +27,8 @@ OUTPUT_TYPES: dict[Kind, str] = {
 
 # Options that a signature has the digest of, where they are not as usual.
 WORDED = (
-    "map", "choice", "delimiter", "extract", "take", "threshold", "examples", "instruction", "separator", "system", "stop"
+    "map", "choice", "delimiter", "extract", "take", "threshold", "examples", "instruction", "separator", "system",
+    "stop",
 )  # fmt: skip
 USUAL_ASKING = Asking()
 

@@ -162,9 +162,12 @@ def _aligned(a: Examples, b: Examples) -> NDArray[np.int64] | None:
         rows = np.array([place[number] for number in a.ids])
     for row, wanted in enumerate(a.targets):
         there = row if rows is None else int(rows[row])
-        if wanted and b.targets[there] and wanted != b.targets[there]:
+        asked, other = (a.records[row], b.records[there]) if a.ours == b.ours else (0, 0)
+        unlike = "want another answer" if wanted and b.targets[there] and wanted != b.targets[there] else ""
+        if unlike or (asked and other and asked != other):
             raise UserError(
-                f"{a.line(row)} and {b.line(there)} are both example {a.ids[row]!r}, but want another answer.",
+                f"{a.line(row)} and {b.line(there)} are both example {a.ids[row]!r}, but "
+                f"{unlike or 'hold another record'}.",
                 "Both have to be judged on the same examples.",
                 Exit.MISMATCH,
             )
@@ -248,7 +251,11 @@ def _parts(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _summaries(a: Side, b: Side, known: set[tuple[str, str]], comparing: Comparing) -> Iterator[Difference]:
-    """Figures of which only values and standard errors are known: taken as of independent examples."""
+    """Figures of which only values and standard errors are known: taken as of independent examples.
+
+    Raises:
+        UserError: they are of other examples with A than with B, by their number or the version of the task.
+    """
     spread = significance.normal_quantile((1 + comparing.ci) / 2)
     for task in a.figures:
         said = a.better.get(task.partition(",")[0], {}) | b.better.get(task.partition(",")[0], {})
@@ -257,7 +264,23 @@ def _summaries(a: Side, b: Side, known: set[tuple[str, str]], comparing: Compari
             if (task, figure) in known or unwanted or figure not in b.figures.get(task, {}):
                 continue
             other, second = b.figures[task][figure]
+            _same_examples(task.partition(",")[0], a, b)
             width, found = spread * math.hypot(error, second), other - value
             chance = math.nan if math.isnan(width) else significance.by_errors(found, error, second)
             more = comparing.more_is_better(figure, said.get(figure))
             yield Difference(task, figure, value, other, found - width, found + width, chance, more, "errors")
+
+
+def _same_examples(task: str, a: Side, b: Side) -> None:
+    """Whether results of a task are of as many examples, and of one version of it.
+
+    Raises:
+        UserError: they are not.
+    """
+    for one, other, what in zip(a.judged.get(task, ()), b.judged.get(task, ()), ("examples", "version"), strict=False):
+        if one and other and one != other:
+            raise UserError(
+                f"{a.name} and {b.name} are of other examples of {task}: {what} {one} and {other}.",
+                "Both have to be judged on the same examples.",
+                Exit.MISMATCH,
+            )

@@ -29,8 +29,11 @@ class Examples:
 
     Attributes:
         ids: the number of each, or its name.
-        where: the file that they are from, and of each its line.
+        where: the file that they are from.
+        lines: of each its line there.
         targets: of each a hash of what was wanted, 0 where that is not told; it holds within this process.
+        records: of each a hash of the record that was asked, 0 where that is not told.
+        ours: whether it is one of eval-task's, to which lm-eval's records may not compare: it prepares them.
         scores: of each score one number an example, nan where one has none.
         together: figures that are not means of scores, where what they are made of is known.
     """
@@ -39,16 +42,19 @@ class Examples:
     ids: list[int | str] = field(default_factory=list)
     lines: array = field(default_factory=lambda: array("q"))
     targets: array = field(default_factory=lambda: array("q"))
+    records: array = field(default_factory=lambda: array("q"))
+    ours: bool = False
     scores: dict[str, array] = field(default_factory=dict)
     together: dict[str, Sums] = field(default_factory=dict)
 
-    def add(self, number: int | str, line: int, target: int, scores: dict[str, float]) -> None:
+    def add(self, number: int | str, line: int, target: int, scores: dict[str, float], record: int = 0) -> None:
         """One more example."""
         for name in [name for name in scores if name not in self.scores]:
             self.scores[name] = array("d", [math.nan]) * len(self.ids)
         self.ids.append(number)
         self.lines.append(line)
         self.targets.append(target)
+        self.records.append(record)
         for name, values in self.scores.items():
             values.append(scores.get(name, math.nan))
 
@@ -66,12 +72,14 @@ class Side:
         tasks: examples by task; of lm-eval's filters each is a task, "gsm8k,strict-match".
         figures: of results without examples, by task and figure: value, and standard error or nan.
         better: of each task's figures whether more is better, where that is told.
+        judged: of each task in results how many examples were judged, and its version, as far as they are told.
     """
 
     name: str
     tasks: dict[str, Examples] = field(default_factory=dict)
     figures: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     better: dict[str, dict[str, bool]] = field(default_factory=dict)
+    judged: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def read_side(path: Path | str) -> Side:
@@ -147,6 +155,9 @@ def _summarise(side: Side, results: dict[str, Any]) -> None:
             whole = task if kind in PLAIN else f"{task},{kind}"
             error = float(error) if _is_number(error) else math.nan
             side.figures.setdefault(whole, {})[figure] = (float(value), error)
+        count = ((results.get("n-samples") or {}).get(task) or {}).get("effective")
+        version = (results.get("versions") or {}).get(task)
+        side.judged[task] = ("" if count is None else str(count), "" if version is None else str(version))
     for task, known in (results.get("higher_is_better") or {}).items():
         side.better[task] = {name: up for name, up in known.items() if isinstance(up, bool)}
 
@@ -187,7 +198,9 @@ def _take(side: Side, where: str, records: Iterable[tuple[int, Any]], task: str,
         if number in known.setdefault(name, set()):
             raise UserError(f"{place} is example {number!r} once more.", "Each may be there once.", Exit.MISMATCH)
         known[name].add(number)
-        examples.add(number, line if numbered else 0, _target(record), scores)
+        examples.ours = "prediction" in record
+        digest = hash(record["doc_hash"]) if isinstance(record.get("doc_hash"), str) else 0
+        examples.add(number, line if numbered else 0, _target(record), scores, digest)
 
 
 def _scores(record: dict[str, Any], place: str) -> dict[str, float]:

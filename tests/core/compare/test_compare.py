@@ -55,6 +55,26 @@ def test_results_may_hold_their_samples(tmp_path):
         read_side(file)
 
 
+@pytest.mark.parametrize(("key", "value"), [("n-samples", {"effective": 20}), ("versions", "1f")])
+def test_results_of_other_examples_are_refused(tmp_path, key, value):
+    known = {"results": {"arc": {"acc,none": 0.5, "acc_stderr,none": 0.1}}, "n-samples": {}, "versions": {}}
+    sides = []
+    for name, told in (("a", value), ("b", value), ("c", {"effective": 30} if key == "n-samples" else "2e")):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**known, key: {"arc": told}}))
+        sides.append(read_side(tmp_path / f"{name}.json"))
+    assert differences(sides[0], sides[1], Comparing())[0][0].test == "errors"
+    with pytest.raises(UserError, match="are of other examples of arc"):
+        differences(sides[0], sides[2], Comparing())
+
+
+def test_other_records_under_the_same_numbers_are_refused(tmp_path):
+    for name, digest in (("a", "1f"), ("b", "2e")):
+        record = {"doc_id": 0, "doc_hash": digest, "target": 1, "prediction": "x", "scores": {"acc": 1}}
+        (tmp_path / name).write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"a:1 and .*b:1 are both example 0, but hold another record"):
+        differences(read_side(tmp_path / "a"), read_side(tmp_path / "b"), Comparing(replicates=100))
+
+
 def test_intervals_are_drawn_around_no_difference():
     def one(figure, a, b, low, high):
         return Difference("", figure, a, b, low, high, 0.5, True, "bootstrap")
