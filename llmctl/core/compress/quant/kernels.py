@@ -4,7 +4,7 @@ Bytes (oneDNN's product of unsigned activations and signed weights): whole numbe
 only what activations lose on their way to whole numbers counts. A byte each loses about 1 % of a product, more beside
 an outlier, and is what w8a8 asks for. Everything else gives each token two bytes, or three where it is float32, as so
 many rows of one call: the product is bound by reading the weights, so they cost little. Products are then nearer to
-the exact ones than those of bf16 arithmetic, and in float32 within 3e-6 of them.
+the exact ones than those of bf16 arithmetic, and in float32 within 3e-6 of them. (Of bf16 models see `straight`.)
 
 Four bits (tinygemm's): activations and scales are bf16, sums float32, the result is rounded to bf16, whatever the
 dtype of the model: 3e-3 of a product. Numbers of more than 4 bits are the sum of two planes of 4.
@@ -87,7 +87,7 @@ class Bytes:
             bias: (O,) or None.
             dynamic: each token in one byte, rounded as compressed-tensors does it.
         """
-        one, many = (_one_byte, _one_byte) if dynamic else (_one, _many)
+        one, many = (_one_byte, _one_byte) if dynamic else (_one, token_bytes)
         if x.shape[0] <= TOKENS:
             return self._of(x, (one if x.shape[0] == 1 else many), bias)
         return torch.cat([self._of(rows, many, bias) for rows in x.split(TOKENS)])
@@ -137,8 +137,8 @@ def _one(x: Tensor) -> Whole:
     return whole.view(torch.uint8).as_strided((parts, x.shape[1]), (1, 4)).contiguous(), unit
 
 
-def _many(x: Tensor) -> Whole:
-    """The same of any number of tokens."""
+def token_bytes(x: Tensor) -> Whole:
+    """The same of any number of tokens: `unit` is (N, 1)."""
     parts, x = PARTS[x.dtype], x.float()
     unit = x.abs().amax(1, True).div_(MOST[parts]).clamp_(min=SMALLEST)
     whole = torch.addcmul(_lift(parts), x, unit.reciprocal()).to(torch.int32)  # (N, I)

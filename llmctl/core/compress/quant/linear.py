@@ -16,6 +16,7 @@ from llmctl.core.compress.quant.kernels import (
     looked_up,
     token_scales,
 )
+from llmctl.core.compress.quant.straight import Straight
 from llmctl.core.model.layers import Linear
 from llmctl.spec.quant import Grid
 
@@ -115,17 +116,17 @@ class BytesLinear(CodedLinear):
     def hold(self, codes: Codes) -> None:
         """Take the codes; they are packed when they are first multiplied, or with others."""
         super().hold(codes)
-        self._matrix: Bytes | None = None
+        self._matrix: Bytes | Straight | None = None
 
     @property
-    def matrix(self) -> Bytes:
+    def matrix(self) -> Bytes | Straight:
         """The weight as the kernel takes it."""
         if self._matrix is None:
-            self.matrix = packed_bytes([self.codes()])
+            self.matrix = packed_bytes([self.codes()], self.grid.dynamic)
         return self._matrix
 
     @matrix.setter
-    def matrix(self, packed: Bytes) -> None:
+    def matrix(self, packed: Bytes | Straight) -> None:
         self._matrix, self.weight_codes = packed, None
 
     def codes(self) -> Codes:
@@ -142,12 +143,18 @@ class BytesLinear(CodedLinear):
         return self.matrix.single(dtype, self.bias, self.grid.dynamic)
 
 
-def packed_bytes(parts: list[Codes]) -> Bytes:
-    """Matrices with one scale a row as one, below each other; all have zero points or none."""
+def packed_bytes(parts: list[Codes], dynamic: bool) -> Bytes | Straight:
+    """Matrices with one scale a row as one, below each other; all have zero points or none.
+
+    Args:
+        dynamic: tokens are rounded to a byte each.
+    """
     codes, scale = (
         torch.cat(some) if len(some) > 1 else some[0] for some in zip(*(one[:2] for one in parts), strict=True)
     )
     zero = None if parts[0].zero is None else torch.cat([one.zero for one in parts])[:, 0]
+    if Straight.fits(codes, scale, zero, dynamic):
+        return Straight(codes, scale[:, 0])
     return Bytes(codes, scale[:, 0], zero)
 
 

@@ -67,7 +67,7 @@ class BytesJoint:
 
     def __init__(self, linears: tuple[BytesLinear, ...]):
         self.sizes, self.dynamic = [linear.out_features for linear in linears], linears[0].grid.dynamic
-        self.matrix = packed_bytes([linear.codes() for linear in linears])
+        self.matrix = packed_bytes([linear.codes() for linear in linears], self.dynamic)
         for linear, part in zip(linears, self.matrix.parts(self.sizes), strict=True):
             linear.matrix = part
 
