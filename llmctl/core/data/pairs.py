@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import NamedTuple
 
-from llmctl.core.data.requests import begun, holds_jsonl, json_objects
+from llmctl.core.data.requests import RECORD, begun, holds_jsonl, json_objects
 from llmctl.core.data.streams import opened
 from llmctl.errors import Exit, UserError
 from llmctl.spec.pairs import PREDICTION, REFERENCES, PairFormat, Pairing, check_inputs
@@ -57,7 +58,7 @@ def read_pairs(
         first, count = None, 0
         for number, (at, found) in enumerate(said):
             where = f"{_name(predictions)}:{at}"
-            prediction = found if isinstance(found, str) else _prediction(found, pairing, where)
+            prediction = _prediction(found, pairing, where)
             if references:
                 sides = [next(side, None) for side in wanted]
                 if None in sides:
@@ -100,10 +101,14 @@ def read_lines(path: str, format: PairFormat) -> Iterator[Found]:
         if jsonl:
             for at, record, error in json_objects(lines):
                 if error:
-                    raise UserError(f"{_name(path)}:{at}: {error}.", "Mend or leave out that line.")
+                    wrong = error.removeprefix(f"line {at} ")
+                    raise UserError(f"{_name(path)}:{at} {wrong}.", "Mend or leave out that line.")
                 yield at, record
             return
         for at, line in enumerate(lines, start=1):
+            if at == 1 and format == "auto" and RECORD.match(line) and ".txt" not in Path(path.lower()).suffixes:
+                hint = "Mend that line; or, if the lines are texts, say --format lines."
+                raise UserError(f"{_name(path)}:1 begins as a JSON record does, but is not JSON.", hint)
             try:
                 yield at, line.removesuffix(b"\n").removesuffix(b"\r").decode()
             except UnicodeDecodeError as error:
@@ -111,7 +116,9 @@ def read_lines(path: str, format: PairFormat) -> Iterator[Found]:
                 raise UserError(f"{_name(path)}:{at} is not UTF-8: {byte}.", "Convert the file with iconv.") from error
 
 
-def _prediction(record: dict[str, object], pairing: Pairing, where: str) -> str:
+def _prediction(record: str | dict[str, object], pairing: Pairing, where: str) -> str:
+    if isinstance(record, str):
+        return _plain(record, pairing.pred_field, "--pred-field", where)
     name = pairing.pred_field or PREDICTION
     found = field(record, name)
     if isinstance(found, str):
@@ -127,7 +134,7 @@ def _references(found: Found, pairing: Pairing, path: str) -> list[str]:
     at, record = found
     where = f"{_name(path)}:{at}"
     if isinstance(record, str):
-        return [record]
+        return [_plain(record, next(iter(pairing.ref_field), None), "--ref-field", where)]
     names = pairing.ref_field or (next((name for name in REFERENCES if name in record), REFERENCES[0]),)
     told: list[str] = []
     for name in names:
@@ -156,6 +163,13 @@ def field(record: dict[str, object], name: str) -> object:
     return found
 
 
+def _plain(text: str, name: str | None, flag: str, where: str) -> str:
+    """A line of text, of which nobody has named a field."""
+    if name is not None:
+        raise UserError(f"{where} is plain text, which has no field {name!r}.", f"Leave {flag} out; or --format jsonl.")
+    return text
+
+
 def _whole(text: str, name: str, where: str) -> str:
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         raise UserError(f"{where} has a field {name!r} that holds half of a surrogate pair, which is no character.")
@@ -163,7 +177,7 @@ def _whole(text: str, name: str, where: str) -> str:
 
 
 def _no_text(record: dict[str, object], name: str, found: object, where: str, flag: str, hint: str) -> UserError:
-    if found is None:
+    if found is None and name not in record:
         there = ", ".join(map(repr, record)) or "none"
         return UserError(f"{where} has no field {name!r}, only {there}.", hint or f"Name another with {flag}.")
     return UserError(f"{where} has a field {name!r} that is not a text.", hint or f"Name another with {flag}.")

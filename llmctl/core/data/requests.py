@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from llmctl.core.data.streams import opened
 from llmctl.spec.sample import Format
+
+RECORD = re.compile(rb'\s*\{\s*"')  # how a line begins that holds a JSON object
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,20 @@ def begun(stream: BufferedReader) -> BufferedReader:
 
 
 def holds_jsonl(path: str, stream: BufferedReader) -> bool:
-    """Whether a file that is still at its beginning holds JSON lines, by its name or else by its first line."""
+    """Whether a file that is still at its beginning holds JSON lines, by its name or else by its first line.
+
+    Of a line that has not arrived whole, as of a long one in a pipe, its beginning decides.
+    """
     endings = Path(path.lower()).suffixes
     if any(ending in (".jsonl", ".ndjson", ".json") for ending in endings):
         return True
-    first = stream.peek(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")[0]
+    first, end, _ = stream.peek(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")
     if ".txt" in endings or not first.startswith(b"{"):
         return False
     try:
         return isinstance(json.loads(first), dict)
-    except ValueError:
-        return False
+    except (ValueError, RecursionError):
+        return not end and RECORD.match(first) is not None
 
 
 def from_lines(lines: Iterable[bytes], whole: bool = False) -> Iterator[Request]:
@@ -100,11 +106,15 @@ def from_jsonl(lines: Iterable[bytes], fields: tuple[str, ...]) -> Iterator[Requ
 def json_objects(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, object], str]]:
     """A JSON object a line: the line's number from 1, the object, and why there is none; blank lines are skipped."""
     for at, line in enumerate(lines, start=1):
-        if not line.strip():
+        text = line.strip()
+        if not text:
             continue
         try:
-            record = json.loads(line)
-        except ValueError as error:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            yield at, {}, f"line {at} is not JSON: {error.msg} at column {error.colno}"
+            continue
+        except (ValueError, RecursionError) as error:  # no UTF-8, a number too long, or too many brackets
             yield at, {}, f"line {at} is not JSON: {error}"
             continue
         if isinstance(record, dict):

@@ -1,6 +1,8 @@
 """Pairs from files: every form they come in, and every way in which they do not fit, with file and line."""
 
 import gzip
+import os
+import threading
 
 import pytest
 
@@ -57,12 +59,15 @@ def test_compressed_files_are_read_as_they_are(write, tmp_path):
         ("", "1\n", "said ends after 0 texts, but wanted:1", UNEVEN),
         ("", "", "said holds no prediction", FAILED),
         ("a\n", None, "said:1 is plain text, which has no reference", FAILED),
-        ('{"completion": "a", "reference": "1"}\n{"completion": "a"\n', None, "said:2: line 2 is not JSON", FAILED),
-        ('{"completion": "a", "reference": "1"}\n[]\n', None, "said:2: line 2 is a JSON list", FAILED),
+        ('{"completion": "a", "reference": "1"}\n{"completion": "a"\n', None, "said:2 is not JSON: Expecting", FAILED),
+        ('{"completion": "a", "reference": "1"}\n[]\n', None, "said:2 is a JSON list", FAILED),
         ('{"text": "a"}\n', "1\n", "said:1 has no field 'completion', only 'text'", FAILED),
         ('{"completion": 3}\n', "1\n", "said:1 has a field 'completion' that is not a text", FAILED),
         ('{"error": "too long", "p": ""}\n', "1\n", "said:1 has no completion, but an error: too long", FAILED),
         ('{"completion": "a"}\n', None, "said:1 has no field 'reference'", FAILED),
+        ('{"completion": "a", "reference": null}\n', None, "said:1 has a field 'reference' that is", FAILED),
+        ('{"completion": "a"\n{"completion": "b"}\n', "1\n2\n", "said:1 begins as a JSON record does", FAILED),
+        ('{"completion": "a"}\n{"a":' + "[" * 100_000 + "\n", "1\n2\n", "said:2 is not JSON: maximum", FAILED),
         ('{"completion": "a", "references": []}\n', None, "said:1 has a field 'references' that is an", FAILED),
         ('{"completion": "a", "references": ["b", 1]}\n', None, "said:1 has a field 'references' that is not", FAILED),
         ('{"completion": "\\ud800", "reference": "1"}\n', None, "said:1 has a field 'completion' that holds", FAILED),
@@ -86,3 +91,22 @@ def test_bytes_that_are_no_text_numbers_of_references_that_differ_and_stdin_twic
     ):  # fmt: skip
         with pytest.raises(UserError, match=problem):
             act()
+
+
+def test_a_long_first_record_that_a_pipe_gives_in_parts_is_a_record(write, tmp_path):
+    record = '{"completion": "' + "a" * 100_000 + '", "reference": "1"}\n'
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text(record), daemon=True)
+    writer.start()
+    assert read("pipe") == [("a" * 100_000, ("1",))]
+    writer.join()
+
+
+def test_a_field_of_plain_text_is_refused_and_texts_may_begin_as_records_do(write):
+    said, wanted = write("said.txt", '{"completion": "a"}\n'), write("wanted", "1\n")
+    assert read(said, [wanted]) == [('{"completion": "a"}', ("1",))]
+    assert read(write("broken", '{"a": \n'), [wanted], format="lines") == [('{"a": ', ("1",))]
+    for name, flag in (("pred_field", {"pred_field": "a"}), ("ref_field", {"ref_field": ("a",)})):
+        with pytest.raises(UserError, match="1 is plain text, which has no field 'a'") as refused:
+            read(said, [wanted], **flag)
+        assert name.replace("_", "-") in refused.value.hint
