@@ -118,7 +118,8 @@ class Evaluation:
         report |= dict(part.split(":", 1) for part in figures.signature.split("|"))
         self.console.report(report, None if self.console.shown.json else self._table(report))
         found: dict[str, float] = {name: report[name] for name in ("score", "low", "high") if name in report}
-        found |= {"difference": min(one["difference"] for one in report["baselines"])} if theirs else {}
+        worst = max if over else min  # where less is better, the largest
+        found |= {"difference": worst(one["difference"] for one in report["baselines"])} if theirs else {}
         check_limits(found, under, over)
 
     def _read(self) -> Iterator[list[tuple["Pair", ...]]]:

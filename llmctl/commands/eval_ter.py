@@ -25,7 +25,7 @@ def eval_ter(
     fail_over: Annotated[
         tuple[str, ...],
         "End with exit code 6 if the score is above a number, or a figure that is named: low=20.5; repeatable. "
-        "Figures: score, low and high (--ci), difference (--baseline; the smallest).",
+        "Figures: score, low and high (--ci), difference (--baseline; the largest).",
     ] = (),
 ) -> None:
     """Report the translation edit rate of texts against their references, as sacrebleu computes it.

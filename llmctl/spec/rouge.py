@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from llmctl.errors import Exit, UserError
+from llmctl.spec.idle import changed, check_idle
 
 Words = Literal["rouge", "unicode"]
 Sentences = Literal["newline", "split"]
@@ -75,7 +76,7 @@ class Intervals:
     """Intervals.
 
     Raises:
-        UserError: a value out of range.
+        UserError: a value out of range, or one that nothing would look at.
     """
 
     ci: Annotated[
@@ -85,6 +86,8 @@ class Intervals:
     seed: Annotated[int, "Of the resamples."] = 12345
 
     def __post_init__(self) -> None:
+        if self.ci is None:
+            check_idle(changed(self), "without --ci")
         wrong = {
             f"--ci is {self.ci}, wanted a share between 0 and 1, as 0.95": self.ci is not None and not 0 < self.ci < 1,
             f"--resamples is {self.resamples}, wanted 2 to 100000": not 2 <= self.resamples <= 100_000,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from llmctl.errors import Exit, UserError
+from llmctl.spec.idle import changed, check_idle
 
 Tokenizer = Literal[
     "13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mecab", "spm", "flores101", "flores200", "spBLEU-1K"
@@ -100,7 +101,7 @@ class Comparison:
     """Significance.
 
     Raises:
-        UserError: a value out of range.
+        UserError: a value out of range, or one that nothing would look at.
     """
 
     ci: Annotated[float | None, "Also the interval that holds this share of bootstrap resamples: 0.95."] = None
@@ -116,6 +117,9 @@ class Comparison:
     seed: Annotated[int, "Of resamples and shuffles; the default is sacrebleu's."] = 12345
 
     def __post_init__(self) -> None:
+        if not self.baseline:
+            used = () if self.ci is None else ("ci", "resamples", "seed")
+            check_idle(changed(self, used), "without --baseline" if used else "without --ci or --baseline")
         wrong = {
             f"--ci is {self.ci}, wanted a share between 0 and 1, as 0.95": self.ci is not None and not 0 < self.ci < 1,
             f"--resamples is {self.resamples}, wanted 2 or more": self.resamples < 2,

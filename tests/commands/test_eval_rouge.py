@@ -67,6 +67,7 @@ def test_a_missed_limit_ends_with_its_code_after_the_report(call, pairs):
         (["--kinds", "rouge1,bleu"], 2, "--kinds is bleu"),
         (["--kinds", "rougeL", "--fail-under", "rouge1=1"], 2, "NAME one of rougeL"),
         (["--ci", "95"], 2, "--ci is 95"),
+        (["--resamples", "10", "--seed", "1"], 2, "--resamples, --seed say nothing without --ci"),
         (["--words", "chinese"], 2, "--words"),
         (["--weight", "0"], 2, "--weight is 0"),
         (["--pred-field", "text"], 1, "pairs.jsonl:1 has no field 'text'"),

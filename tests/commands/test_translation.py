@@ -220,6 +220,22 @@ def test_a_score_past_its_limit_is_exit_code_6_after_the_report(texts, call):
         assert call(f"eval-{metric}", *files, option, f"score={score - sign * 0.1}").code == 0
     compared = (*files, "--baseline", texts / "base", "--resamples", "20", "--fail-under", "difference=50")
     assert call("eval-bleu", *compared).code == 6
+    others = ("--baseline", texts / "base", "--baseline", texts / "one.ref", "--resamples", "20")
+    found = [one["difference"] for one in json.loads(call("eval-ter", *files, *others).out)["baselines"]]
+    assert min(found) < max(found)  # the worst of them counts
+    assert call("eval-ter", *files, *others, "--fail-over", f"difference={sum(found) / 2}").code == 6
+
+
+def test_options_that_nothing_would_look_at_are_refused(texts, call):
+    files = (texts / "ours", texts / "one.ref", "-q")
+    for options, words in (
+        (("--test", "randomization"), "--test says nothing without --ci or --baseline"),
+        (("--resamples", "20"), "--resamples says nothing without --ci or --baseline"),
+        (("--ci", "0.9", "--shuffles", "20"), "--shuffles says nothing without --baseline"),
+    ):
+        done = call("eval-chrf", *files, *options)
+        assert (done.code, done.out) == (2, "") and words in done.err
+    assert call("eval-chrf", *files, "--ci", "0.9", "--resamples", "20", "--seed", "3").code == 0
 
 
 def test_tokenized_predictions_are_warned_of(call, tmp_path):

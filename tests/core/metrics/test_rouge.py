@@ -108,7 +108,8 @@ def test_a_text_may_stand_for_the_line_breaks_that_a_file_of_lines_cannot_hold()
 def test_nothing_to_compare_scores_nothing_and_impossible_kinds_are_refused():
     assert set(Rouge().score("", "a").values()) == set(Rouge().score("!", "\n").values()) == {NOTHING}
     assert Rouge(["rouge5"]).score("a b", "a b")["rouge5"] == NOTHING
-    for kinds in (["rouge0"], ["rougeX"], ["bleu"], []):
+    assert set(Rouge("rougeL").score("a b", "a b")) == {"rougeL"}
+    for kinds in (["rouge0"], ["rougeX"], ["bleu"], [], "rouge"):
         with pytest.raises(UserError):
             Rouge(kinds)
     with pytest.raises(ValueError):

@@ -67,7 +67,7 @@ class Rouge:
     """ROUGE of pairs, one after another.
 
     Args:
-        kinds: "rouge1" to "rouge99", "rougeL", "rougeLsum", "rougeW".
+        kinds: "rouge1" to "rouge99", "rougeL", "rougeLsum", "rougeW"; one, or several.
         stem: compare Porter's stems of English words.
         words, sentences, weight, line_break: as in `RougeConfig`.
 
@@ -81,14 +81,15 @@ class Rouge:
 
     def __init__(
         self,
-        kinds: Sequence[str] = KINDS,
+        kinds: str | Sequence[str] = KINDS,
         stem: bool = False,
         words: Words = "rouge",
         sentences: Splitting = "newline",
         weight: float = 1.2,
         line_break: str | None = None,
     ):
-        self.config = RougeConfig(tuple(kinds), stem, words, sentences, line_break, weight)
+        named = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+        self.config = RougeConfig(named, stem, words, sentences, line_break, weight)
         self._words = tokenizer(words, stem)
         self._split = SPLITTING[sentences]
         self._scores = {kind: _scorer(kind, weight) for kind in self.config.kinds}
@@ -119,7 +120,7 @@ class Rouge:
 def rouge(
     predictions: Sequence[str],
     references: Sequence[str | Sequence[str]],
-    kinds: Sequence[str] = KINDS,
+    kinds: str | Sequence[str] = KINDS,
     stem: bool = False,
     words: Words = "rouge",
     sentences: Splitting = "newline",
