@@ -98,6 +98,8 @@ def eval_memorization(
     control = probe.control or (texts if heldout(texts) else ())
     if control:
         parts["control"] = passages(control, "heldout" if heldout(control) else "train", *drawn)
+    elif "excess" in over:
+        raise UserError("--fail-over excess wants a control text.", "Add --control TEXT.", Exit.USAGE)
     find = leaks_of(tokenizer) if pii else None
     place = pick(compute.device, compute.dtype, compute.threads)
     loaded = checkpoint.model(place.device, DTYPES.get(compute.dtype))
@@ -136,8 +138,6 @@ def eval_memorization(
     report |= {"seconds": time.perf_counter() - began}
     report["signature"] = "|".join(f"{name}:{value}" for name, value in signature.items())
     console.report(report, None if shown.json else _table(console, str(path), report))
-    if "excess" in over and report["excess"] is None:
-        raise UserError("--fail-over excess wants a control text.", "Add --control TEXT.", Exit.USAGE)
     check_limits({name: report[name] for name in names}, None, over)
 
 

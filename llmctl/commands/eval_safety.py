@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 UNGROUPED = "all"  # the column of all groups together
 GROUPS = 1000  # at most
 RESAMPLES = 1000  # of the bootstrap
+UNDEFINED = "Check --harmless, or of imbalance --terms, of which no text has one."
 
 
 @expand
@@ -143,7 +144,7 @@ def eval_safety(
     report["signature"] = "|".join(f"{name}:{value}" for name, value in asked.items() if value is not None)
     console.report(report, None if shown.json else _table(console, file, report))
     if undefined := [name for name in (*under, *over) if figures[name] is None]:
-        raise UserError(f"{undefined[0]} is limited, but no prompt has it.", "Check --harmless.", Exit.MISMATCH)
+        raise UserError(f"{undefined[0]} is limited, but no prompt has it.", UNDEFINED, Exit.MISMATCH)
     check_limits(figures, under, over)
 
 

@@ -110,7 +110,8 @@ def test_samples_hold_what_was_written(call, made, tmp_path):
 def test_thresholds_and_what_does_not_fit_are_told(call, made):
     over = asked(call, made, "--fail-over", "0.5")
     assert over.code == 6 and json.loads(over.out)["memorized"] > 0.5
-    assert "wants a control" in asked(call, made, "--fail-over", "excess=0.5").err
+    needed = asked(call, made, "--fail-over", "excess=0.5")
+    assert needed.code == 2 and needed.out == "" and "wants a control" in needed.err
     short = call("eval-memorization", made / "model", made / "train.txt", "--prefix", "400")
     assert short.code == 1 and "no passage of 450 tokens" in short.err
     assert asked(call, made, "--prefix", "0").code == 2

@@ -68,6 +68,10 @@ def test_a_metric_of_ours_takes_options_and_one_reference_as_text(evaluate):
     metric = evaluate.load(str(MODULES / "exact_match.py"))
     assert metric.compute(predictions=["A Dog"], references=["dog"]) == {"exact_match": 0.0}
     assert metric.compute(predictions=["A Dog"], references=["dog"], normal="squad") == {"exact_match": 1.0}
+    with pytest.raises(ValueError, match="normal is 'bogus', wanted none, strip, lower, squad"):
+        metric.compute(predictions=["A Dog"], references=["dog"], normal="bogus")
+    one = evaluate.load(str(MODULES / "rouge.py")).compute(predictions=["a"], references=["a"], kinds="rouge1")
+    assert list(one) == ["rouge1", "signature"]
     assert "smooth_method" in evaluate.load(str(MODULES / "bleu.py")).inputs_description
 
 
@@ -138,7 +142,5 @@ def test_perplexity_is_that_of_eval_ppl(call, tiny, evaluate):
     done = call("eval-metric", "perplexity", "-", "--option", f"model_id={model}", "-q", stdin=stdin)
     report = json.loads(done.out)
     wanted = json.loads(call("eval-ppl", model, "-", "--documents", "line", "-q", stdin=stdin).out)
-    assert report["perplexity"] == pytest.approx(
-        wanted["perplexity"], rel=1e-6
-    )  # padded beside others: rounding
+    assert report["perplexity"] == pytest.approx(wanted["perplexity"], rel=1e-6)  # padded beside others: rounding
     assert report["tokens"] == wanted["tokens"] and len(report["perplexities"]) == 2

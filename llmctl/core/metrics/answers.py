@@ -13,7 +13,7 @@ _DROPPED = str.maketrans("", "", string.punctuation)
 
 def exact_match(prediction: str, references: str | Sequence[str], normal: Normal = "squad") -> float:
     """1 where the prediction is one of the references, once all are normalised; else 0."""
-    form = NORMAL[normal]
+    form = _form(normal)
     said = form(prediction)
     return float(any(said == form(reference) for reference in _several(references)))
 
@@ -24,14 +24,14 @@ def token_f1(prediction: str, references: str | Sequence[str], normal: Normal = 
 
     Source: Rajpurkar et al., "SQuAD", arXiv:1606.05250, section 6.1; texts without words as SQuAD 2.0's evaluation.
     """
-    form = NORMAL[normal]
+    form = _form(normal)
     said = form(prediction).split()
     return max(_f1(said, form(reference).split()) for reference in _several(references))
 
 
 def contains(prediction: str, references: str | Sequence[str], normal: Normal = "squad") -> float:
     """1 where one of the references stands in the prediction, once all are normalised; else 0."""
-    form = NORMAL[normal]
+    form = _form(normal)
     said = form(prediction)
     return float(any(form(reference) in said for reference in _several(references)))
 
@@ -61,6 +61,12 @@ NORMAL: dict[Normal, Callable[[str], str]] = {
     "lower": lambda text: text.strip().lower(),
     "squad": squad,
 }
+
+
+def _form(normal: Normal) -> Callable[[str], str]:
+    if normal not in NORMAL:
+        raise ValueError(f"normal is {normal!r}, wanted {', '.join(NORMAL)}")
+    return NORMAL[normal]
 
 
 def _several(references: str | Sequence[str]) -> Sequence[str]:
