@@ -1,5 +1,6 @@
 """Labels: what a classifier's head says of texts, or of their words."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
@@ -21,7 +22,7 @@ from llmctl.core.infer.encode import Encoder, Row
 from llmctl.core.metrics.labels import OUTSIDE, marks_spans, multi_label, quantities, tags
 from llmctl.core.metrics.schemes import reader_of
 from llmctl.core.text.templates import mapped
-from llmctl.errors import UserError
+from llmctl.errors import Exit, UserError
 from llmctl.spec.benchmark import Task
 from llmctl.spec.model import Problem
 from llmctl.spec.sets import TAGS
@@ -34,6 +35,7 @@ def classify(
     subject: Subject, task: Task, names: Sequence[str], records: Records, own: Records, told: Told
 ) -> Answered:
     """Have a classifier label texts, or pairs of them; arguments as of `choose`. What is too long loses its end."""
+    _no_examples(task)
     labels, wording = labels_of(subject.config, "classify"), Wording(task, subject.tokenizer)
     encoder, samples, targets = Encoder(subject.tokenizer, subject.config, subject.context), [], []
 
@@ -134,12 +136,14 @@ class _Quantities:
         Ranks are those among all records, in bootstrap samples too.
         """
         found, true = np.array(self.found), np.array(self.true)  # (N, L)
+        errors = np.stack([((found - true) ** 2).mean(1), np.ones(len(found))], axis=1)  # (N, 2)
+        found, true = found - found.mean(0), true - true.mean(0)  # of large numbers squares leave no digits
         made = partial(quantities, outputs=len(self.labels))
         plain, ranked = _products(found, true), _products(_ranks(found), _ranks(true))
         every = {
             "pearson": Sums(plain, partial(_named, made, "pearson")),
             "spearman": Sums(ranked, partial(_named, made, "pearson")),
-            "rmse": Sums(plain, partial(_named, made, "rmse")),
+            "rmse": Sums(errors, _root),
         }
         return {name: sums for name, sums in every.items() if name in self.names}
 
@@ -157,6 +161,7 @@ def tag(subject: Subject, task: Task, names: Sequence[str], records: Records, ow
     A word's tag is that of its first token. Words that no token stands for, or that are beyond the model's context, are
     outside of all spans.
     """
+    _no_examples(task)
     labels = labels_of(subject.config, "tag").names
     encoder = Encoder(subject.tokenizer, subject.config, subject.context)
     samples: list[Sample] = []
@@ -197,6 +202,18 @@ def tag(subject: Subject, task: Task, names: Sequence[str], records: Records, ow
     return Answered(samples, {name: Sums(rows_of, partial(_named, tags, SPANS[name])) for name in wanted}, labels)
 
 
+def _no_examples(task: Task) -> None:
+    """Whether nothing is asked for that a head has no use for.
+
+    Raises:
+        UserError: examples, or conversations.
+    """
+    for option, given in (("--shots", task.shots), ("--chat-template", task.chat_template)):
+        if given:
+            problem = f"{task.name}: {option} is for language models, but this one has a head that labels."
+            raise UserError(problem, "Leave it out; over a suite's: --shots 0.", Exit.USAGE)
+
+
 def _text(record: Record, task: Task, wording: Wording) -> tuple[str, str | None]:
     """The text of a record, or two; one alone where a template makes it."""
     if task.template is not None:
@@ -231,6 +248,10 @@ def _tagged(fields: Record, labels: Sequence[str]) -> tuple[list[str], list[str]
             raise UserError(f"the record has the tag {one!r}, which is none of the model's {len(labels)}.")
         named.append(labels[one] if number else one)
     return words, named
+
+
+def _root(sums: Sequence[float]) -> float:
+    return math.sqrt(sums[0] / sums[1])
 
 
 def _products(found: NDArray[np.float64], true: NDArray[np.float64]) -> NDArray[np.float64]:

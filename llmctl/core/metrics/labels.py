@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 OUTSIDE = "O"  # the tag of words that are in no span
 _PREFIXES = frozenset("BIES")
+_DASHED = frozenset("BIESLU")  # before a kind: L and U of BILOU alone are labels like any other
 
 
 def single_label(sums: Sequence[float], labels: int) -> dict[str, float]:
@@ -82,21 +83,22 @@ def spans(tagged: Sequence[str]) -> set[tuple[str, int, int]]:
     """The spans in the tags of a text's words: (kind, first word, one past the last).
 
     B-X begins a span of X, I-X goes on with it, or begins one where there is none of X to go on with; of other
-    schemes E-X ends one and S-X is one. A tag without such a prefix is a kind by itself, and neighbours with it are
-    one span. O is outside of all.
+    schemes E-X ends one and S-X is one. L-X and U-X of BILOU end none: they go on as I-X does, and a span that another
+    of its kind follows at once is lost; `strict_spans` reads that scheme. A tag without such a prefix is a
+    kind by itself, and neighbours with it are one span. O is outside of all.
 
     Source: Ramshaw and Marcus, arXiv:cmp-lg/9505040, read as leniently as the scorer of CoNLL-2000 does, and seqeval
     by default.
     """
-    found, kind, first, ended = set(), None, 0, False
+    found, kind, first, before = set(), None, 0, ""
     for place, tag in enumerate([*tagged, OUTSIDE]):
         prefix, now = _parts(tag)
-        begins = now is not None and (now != kind or prefix in ("B", "S") or ended)
-        if kind is not None and (begins or now is None):
+        begins = now is not None and (now != kind or prefix in ("B", "S") or before in ("E", "S"))
+        if kind is not None and (begins or now is None) and not (now == kind and before in ("L", "U")):
             found.add((kind, first, place))
         if begins:
             first = place
-        kind, ended = now, prefix in ("E", "S")
+        kind, before = now, prefix
     return found
 
 
@@ -109,7 +111,7 @@ def _parts(tag: str) -> tuple[str, str | None]:
     """A tag's prefix and kind; of O there is neither."""
     if tag == OUTSIDE:
         return "", None
-    prefixed = tag[:1] in _PREFIXES and tag[1:2] in ("", "-")
+    prefixed = tag in _PREFIXES or (tag[:1] in _DASHED and tag[1:2] == "-")
     return (tag[:1], tag[2:]) if prefixed else ("", tag)
 
 

@@ -67,11 +67,12 @@ def test_labels_of_which_several_hold(where, asked):
     assert {name: figure.value for name, figure in outcome.figures.items()} == pytest.approx(wanted)
 
 
-def test_quantities(where, asked):
+@pytest.mark.parametrize("far", [0, 1e8])
+def test_quantities(where, asked, far):
     model = subject(
         where / "quantity", transformers.BertForSequenceClassification, "a", problem_type="regression", num_labels=1
     )
-    rows = [{"text": text, "label": round(chance.random(), 1)} for text in TEXTS]
+    rows = [{"text": text, "label": far + round(chance.random(), 1)} for text in TEXTS]
     outcome = asked(model, rows)
     true, said = [row["label"] for row in rows], [sample.replies[0][0] for sample in outcome.samples]
     wanted = {
@@ -127,6 +128,12 @@ def test_words_beyond_the_context_are_outside_of_all_spans(tagger, asked):
 def test_tags_that_are_not_a_words_each_are_refused(tagger, asked, record, wrong):
     with pytest.raises(UserError, match=rf"\.jsonl:1: .*{wrong}"):
         asked(tagger, [record], kind="tag")
+
+
+def test_what_a_head_has_no_use_for_is_refused(tagger, asked):
+    for options in ({"shots": 1}, {"chat_template": "plain"}):
+        with pytest.raises(UserError, match="is for language models"):
+            asked(tagger, [{"tokens": ["a"], "tags": ["O"]}], kind="tag", **options)
 
 
 def test_a_label_that_the_head_does_not_know_is_refused(where, asked):
