@@ -125,6 +125,8 @@ def test_what_does_not_fit_is_refused_with_its_line(call, shares, tmp_path):
         ("bleu", "said"): (1, "said:1"),
         ("bleu", "said", "said", "--option", "tokenize=none such"): (2, "tokenize"),
         ("bleu", "said", "said", "--option", "tokenize"): (2, "--option"),
+        ("bleu", "said", "said", "--pred-field", "x"): (1, "said:1 is plain text, which has no field 'x'"),
+        ("bleu", "said", "said", "--field", "references=x"): (1, "said:1 is plain text, which has no field 'x'"),
         ("none_such", "said", "said"): (1, "token_f1"),
         ("broken.py", "said", "said"): (1, "no metric"),
         ("bleu", "said", "said", "--samples", "each.jsonl"): (1, "--samples"),

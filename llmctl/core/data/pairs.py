@@ -57,7 +57,7 @@ def read_pairs(
         ]
         first, count = None, 0
         for number, (at, found) in enumerate(said):
-            where = f"{_name(predictions)}:{at}"
+            where = f"{shown(predictions)}:{at}"
             prediction = _prediction(found, pairing, where)
             if references:
                 sides = [next(side, None) for side in wanted]
@@ -84,9 +84,9 @@ def read_pairs(
             yield Pair(number, where, prediction, tuple(told), None if isinstance(found, str) else found)
         for path, side in zip(references, wanted, strict=True):
             if (more := next(side, None)) is not None:
-                raise _short(predictions, count, f"{_name(path)}:{more[0]}")
+                raise _short(predictions, count, f"{shown(path)}:{more[0]}")
     if not count:
-        raise UserError(f"{_name(predictions)} holds no prediction.", "One a line is wanted.")
+        raise UserError(f"{shown(predictions)} holds no prediction.", "One a line is wanted.")
 
 
 def read_lines(path: str, format: PairFormat) -> Iterator[Found]:
@@ -102,23 +102,23 @@ def read_lines(path: str, format: PairFormat) -> Iterator[Found]:
             for at, record, error in json_objects(lines):
                 if error:
                     wrong = error.removeprefix(f"line {at} ")
-                    raise UserError(f"{_name(path)}:{at} {wrong}.", "Mend or leave out that line.")
+                    raise UserError(f"{shown(path)}:{at} {wrong}.", "Mend or leave out that line.")
                 yield at, record
             return
         for at, line in enumerate(lines, start=1):
             if at == 1 and format == "auto" and RECORD.match(line) and ".txt" not in Path(path.lower()).suffixes:
                 hint = "Mend that line; or, if the lines are texts, say --format lines."
-                raise UserError(f"{_name(path)}:1 begins as a JSON record does, but is not JSON.", hint)
+                raise UserError(f"{shown(path)}:1 begins as a JSON record does, but is not JSON.", hint)
             try:
                 yield at, line.removesuffix(b"\n").removesuffix(b"\r").decode()
             except UnicodeDecodeError as error:
                 byte = f"byte 0x{line[error.start]:02x}"
-                raise UserError(f"{_name(path)}:{at} is not UTF-8: {byte}.", "Convert the file with iconv.") from error
+                raise UserError(f"{shown(path)}:{at} is not UTF-8: {byte}.", "Convert the file with iconv.") from error
 
 
 def _prediction(record: str | dict[str, object], pairing: Pairing, where: str) -> str:
     if isinstance(record, str):
-        return _plain(record, pairing.pred_field, "--pred-field", where)
+        return plain_text(record, pairing.pred_field, "--pred-field", where)
     name = pairing.pred_field or PREDICTION
     found = field(record, name)
     if isinstance(found, str):
@@ -132,9 +132,9 @@ def _prediction(record: str | dict[str, object], pairing: Pairing, where: str) -
 def _references(found: Found, pairing: Pairing, path: str) -> list[str]:
     """The references that a line holds."""
     at, record = found
-    where = f"{_name(path)}:{at}"
+    where = f"{shown(path)}:{at}"
     if isinstance(record, str):
-        return [_plain(record, next(iter(pairing.ref_field), None), "--ref-field", where)]
+        return [plain_text(record, next(iter(pairing.ref_field), None), "--ref-field", where)]
     names = pairing.ref_field or (next((name for name in REFERENCES if name in record), REFERENCES[0]),)
     told: list[str] = []
     for name in names:
@@ -163,8 +163,12 @@ def field(record: dict[str, object], name: str) -> object:
     return found
 
 
-def _plain(text: str, name: str | None, flag: str, where: str) -> str:
-    """A line of text, of which nobody has named a field."""
+def plain_text(text: str, name: str | None, flag: str, where: str) -> str:
+    """A line of text as it is.
+
+    Raises:
+        UserError: its field was named.
+    """
     if name is not None:
         raise UserError(f"{where} is plain text, which has no field {name!r}.", f"Leave {flag} out; or --format jsonl.")
     return text
@@ -186,11 +190,12 @@ def _no_text(record: dict[str, object], name: str, found: object, where: str, fl
 def _short(path: str, lines: int, where: str) -> UserError:
     """What is said of a file that ends before another."""
     return UserError(
-        f"{_name(path)} ends after {lines} texts, but {where} follows.",
+        f"{shown(path)} ends after {lines} texts, but {where} follows.",
         "Predictions and references go line by line: give as many of each.",
         Exit.MISMATCH,
     )
 
 
-def _name(path: str) -> str:
+def shown(path: str) -> str:
+    """A path as errors name it."""
     return "stdin" if path == "-" else path

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import datasets
 
-from llmctl.core.data.pairs import field, read_lines
+from llmctl.core.data.pairs import field, plain_text, read_lines, shown
 from llmctl.errors import Exit, UserError
 from llmctl.spec.pairs import REFERENCES, Pairing, check_inputs
 
@@ -43,9 +43,9 @@ def read_rows(
         streams = [stack.enter_context(closing(read_lines(path, pairing.format))) for path in paths]
         for lines in _beside(streams, paths):
             count += 1
-            yield inputs.row([(f"{_name(path)}:{at}", held) for path, (at, held) in zip(paths, lines, strict=True)])
+            yield inputs.row([(f"{shown(path)}:{at}", held) for path, (at, held) in zip(paths, lines, strict=True)])
     if not count:
-        raise UserError(f"{_name(predictions)} holds no prediction.", "One a line is wanted.")
+        raise UserError(f"{shown(predictions)} holds no prediction.", "One a line is wanted.")
 
 
 class Inputs:
@@ -100,6 +100,7 @@ class Inputs:
                 "Name a file of references after it, or give JSON lines" if name == "references" else "Give JSON lines"
             )
             raise UserError(f"{place} is plain text, but the metric wants {name}, too.", f"{beside} that hold both.")
+        plain_text(held, *self._named(name), place)
         kinds = [form[name] for form in self.forms]
         if self.several and name == "references":
             kinds = [kind.feature if isinstance(kind, datasets.List) else kind for kind in kinds]
@@ -107,6 +108,14 @@ class Inputs:
             with suppress(ValueError):
                 return _typed(held, kind)
         raise UserError(f"{place}: {held!r:.60} is no {_type(kinds[0])}.")
+
+    def _named(self, name: str) -> tuple[str | None, str]:
+        """The field of records that was named for an input, if any, and the flag that does so."""
+        if name in self.fields:
+            return self.fields[name], "--field"
+        if name == "predictions":
+            return self.pairing.pred_field, "--pred-field"
+        return (next(iter(self.pairing.ref_field), None) if name == "references" else None), "--ref-field"
 
     def _held(self, name: str, record: dict[str, object], place: str) -> Any:
         """An input out of a record: the first field there is of those that may hold it, or all that were named."""
@@ -136,9 +145,9 @@ def _beside(streams: list[Iterator[Any]], paths: list[str]) -> Iterator[list[Any
             return
         if None in lines:
             ended, there = lines.index(None), next(i for i, line in enumerate(lines) if line is not None)
-            more = f"{_name(paths[there])}:{lines[there][0]}"
+            more = f"{shown(paths[there])}:{lines[there][0]}"
             raise UserError(
-                f"{_name(paths[ended])} ends after {number} lines, but {more} follows.",
+                f"{shown(paths[ended])} ends after {number} lines, but {more} follows.",
                 "Predictions and references go line by line: give as many of each.",
                 Exit.MISMATCH,
             )
@@ -191,7 +200,3 @@ def _told(form: Form) -> str:
 
 def _several(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _name(path: str) -> str:
-    return "stdin" if path == "-" else path
