@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import zip_longest
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from llmctl.console import Console
@@ -48,9 +49,11 @@ class Evaluation:
         self.console, self.inputs, self.pairing = console, inputs, pairing
         self.options, self.comparison, self.scored = options, comparison, scored
         self.name = invocation().command.removeprefix("eval-")
-        if comparison.baseline and "-" in (*inputs[1:], *comparison.baseline):
-            hint = "Write what comes through the pipe to a file; the predictions alone may come from stdin."
-            raise UserError("--baseline reads the references once more, so - cannot stand for them.", hint, Exit.USAGE)
+        if comparison.baseline and any(path == "-" or Path(path).is_fifo() for path in inputs[1:]):
+            hint = "Write them to a file first; predictions, or a baseline, may come from stdin."
+            raise UserError(
+                "--baseline reads the references once more: they cannot come from a pipe.", hint, Exit.USAGE
+            )
         check_inputs(inputs[0], (*inputs[1:], *comparison.baseline))
 
     def run(self, under: dict[str, float], over: dict[str, float]) -> None:

@@ -64,7 +64,7 @@ def write_file(path: Path, force: bool = False) -> Iterator[IO[bytes]]:
     A pipe or device is written to as it is.
 
     Raises:
-        UserError: `path` exists and `force` is not set, or it cannot be written there.
+        UserError: `path` exists and `force` is not set, or its directory is not there, or it cannot be written.
     """
     path = Path(path)
     if path.is_dir():
@@ -75,6 +75,8 @@ def write_file(path: Path, force: bool = False) -> Iterator[IO[bytes]]:
         return
     if path.exists() and not force:
         raise UserError(f"{path} exists.", "Use --force to replace it, or another name.")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: {path.parent} is no directory.", "Make it, or write elsewhere.")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with plain_errors(path):
         try:

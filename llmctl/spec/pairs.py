@@ -46,5 +46,5 @@ def check_inputs(predictions: str, references: tuple[str, ...]) -> None:
     """
     if [predictions, *references].count("-") > 1:
         raise UserError("stdin can be read once, but - stands for two files.", code=Exit.USAGE)
-    if absent := [path for path in (predictions, *references) if path != "-" and not Path(path).exists()]:
-        raise UserError(f"{', '.join(absent)}: no such file.", "Check the path.")
+    if absent := [path for path in (predictions, *references) if path != "-" and not (path and Path(path).exists())]:
+        raise UserError(f"{', '.join(path or repr(path) for path in absent)}: no such file.", "Check the path.")

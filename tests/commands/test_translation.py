@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_refused_with_file_and_line_and_without_a_score(tex
         ("some.jsonl",): (4, "some.jsonl:2"),
         (texts / "ours", texts / "one.ref", "--baseline", "short"): (4, "short"),
         (texts / "ours.jsonl", "--baseline", "other.jsonl"): (4, "other.jsonl:"),
-        (texts / "ours", texts / "one.ref", "--baseline", "-"): (2, "--baseline"),
+        (texts / "ours", "-", "--baseline", "short"): (2, "--baseline"),
         (texts / "ours", texts / "one.ref", "--ci", "95"): (2, "--ci"),
         (texts / "ours", texts / "one.ref", "--smooth-value", "1"): (2, "--smooth-value"),
         (texts / "ours", texts / "one.ref", "--sentence-level", "--ci", "0.9"): (2, "--sentence-level"),
@@ -224,6 +224,20 @@ def test_a_score_past_its_limit_is_exit_code_6_after_the_report(texts, call):
     found = [one["difference"] for one in json.loads(call("eval-ter", *files, *others).out)["baselines"]]
     assert min(found) < max(found)  # the worst of them counts
     assert call("eval-ter", *files, *others, "--fail-over", f"difference={sum(found) / 2}").code == 6
+
+
+def test_a_baseline_may_come_from_stdin_but_references_that_are_read_twice_not_from_a_pipe(texts, call, tmp_path):
+    files, wanted = (texts / "ours", texts / "one.ref"), ("--resamples", "20", "-q")
+    one = call("eval-chrf", *files, "--baseline", "-", *wanted, stdin=(texts / "base").read_bytes())
+    two = call("eval-chrf", *files, "--baseline", texts / "base", *wanted)
+    assert json.loads(one.out)["baselines"][0]["score"] == json.loads(two.out)["baselines"][0]["score"]
+    os.mkfifo(tmp_path / "pipe")
+    for references in ("-", "pipe"):
+        done = call("eval-chrf", texts / "ours", references, "--baseline", texts / "base", *wanted, stdin=b"")
+        assert done.code == 2 and "they cannot come from a pipe" in done.err
+    nowhere = call("eval-chrf", *files, "--samples", "no/where", "-q")
+    assert nowhere.code == 1 and "no/where cannot be written: no is no directory" in nowhere.err
+    assert "'': no such file" in call("eval-chrf", "", texts / "one.ref").err
 
 
 def test_options_that_nothing_would_look_at_are_refused(texts, call):
