@@ -1,10 +1,11 @@
 """Straight: products of bf16 tokens with bytes that lie row after row, as a checkpoint has them.
 
-For a few tokens torch's own kernel is the fastest: it takes bf16 and bytes as they are, so that a product of one token
-is one call, 0.5 to 0.6 of the time of oneDNN's packed bytes with what is made of the token before them. It is as near
-(1.7e-3 of a product, the rounding of the result; dense weights in bf16 lose 2.4e-3). Its time grows with the tokens;
-more of them are whole numbers of two bytes, as with `Bytes`, in 0.7 to 0.9 of whose time oneDNN multiplies them with
-plain rows. Float32 and float16 are slow in that kernel.
+For a few tokens torch's own kernel takes bf16 and bytes as they are, so that a product of one token is one call where
+oneDNN's packed bytes want ten. A step of a model of 135M is done in 0.92 of the time on one core and 0.75 on two, one
+of four rows in 0.76. It is as near (1.7e-3 of a product, the rounding of the result; dense weights in bf16 lose
+2.4e-3). Its time grows with the tokens; more of them become whole numbers of two bytes, as with `Bytes`, which oneDNN
+multiplies with plain rows: 512 tokens in the same time, 16 to 32 rows in 1.15 of it. Float32 and float16 are slow in
+that kernel, and are not held so.
 """
 
 from collections.abc import Callable
