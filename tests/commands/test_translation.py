@@ -135,6 +135,8 @@ def test_tokenizers_of_sentencepiece_read_the_model_in_sacrebleus_directory_and_
     done = run(*line, env=env)
     assert (done.returncode, done.stdout) == (1, "") and str(tmp_path) in done.stderr
     (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "flores200sacrebleuspm").write_bytes(b"cut short")
+    assert "flores200sacrebleuspm is no model of sentencepiece" in run(*line, env=env).stderr
     sentencepiece.SentencePieceTrainer.train(
         input=str(texts / "one.ref"),
         model_prefix=str(tmp_path / "made"),

@@ -212,7 +212,11 @@ def _bleu(options: Bleu) -> "Metric":
             max_ngram_order=options.max_order,
             effective_order=options.effective_order,
         )
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError, OSError) as error:
+        if options.tokenize in SENTENCE_PIECES and not isinstance(error, ImportError):
+            path = _pieces(options.tokenize)
+            hint = f"Remove it, and fetch it again. {error}"
+            raise UserError(f"{path} is no model of sentencepiece.", hint) from error
         package = EXTRAS.get(options.tokenize, "sentencepiece")
         raise UserError(
             f"--tokenize {options.tokenize} needs a package that is not installed.", f"pip install '{package}'"
@@ -254,10 +258,12 @@ DETAILS = {
 
 def _check_tokenizer(name: str) -> None:
     """Refuses a model of sentencepiece that is not there, which sacrebleu would fetch."""
-    if name not in SENTENCE_PIECES:
-        return
-    home = Path(os.environ.get("SACREBLEU", Path.home() / ".sacrebleu"))
-    path = home / "models" / SENTENCE_PIECES[name]
-    if not path.exists():
+    if name in SENTENCE_PIECES and not (path := _pieces(name)).exists():
         hint = f"sacrebleu --tokenize {name} fetches it, once; or take --tokenize 13a, intl or char."
         raise UserError(f"--tokenize {name} needs the model {path}, which is not there.", hint)
+
+
+def _pieces(name: str) -> Path:
+    """Where sacrebleu has the model of a tokenizer of sentencepiece."""
+    home = Path(os.environ.get("SACREBLEU", Path.home() / ".sacrebleu"))
+    return home / "models" / SENTENCE_PIECES[name]
