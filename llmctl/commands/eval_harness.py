@@ -64,6 +64,7 @@ def eval_harness(
 
     def follow(answers: Iterator[Any], total: int, label: str) -> Iterator[Any]:
         with console.progress(total, "requests", label) as progress:
+            progress.update(0)
             for done, answer in enumerate(answers, 1):
                 yield answer
                 progress.update(done)

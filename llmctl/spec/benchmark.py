@@ -29,6 +29,7 @@ prompt, those of `--choice`, else all that the records have; words are tagged by
 
 import re
 from dataclasses import dataclass
+from os.path import realpath
 from typing import Annotated, Literal
 
 from llmctl.errors import Exit, UserError
@@ -196,7 +197,7 @@ class Task(Asking):
     @property
     def own(self) -> bool:
         """Whether examples come from the file that is asked."""
-        return self.examples in (None, self.file)
+        return self.examples is None or realpath(self.examples) == realpath(self.file)
 
 
 def _compiles(pattern: str) -> bool:

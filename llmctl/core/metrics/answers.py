@@ -30,10 +30,14 @@ def token_f1(prediction: str, references: str | Sequence[str], normal: Normal = 
 
 
 def contains(prediction: str, references: str | Sequence[str], normal: Normal = "squad") -> float:
-    """1 where one of the references stands in the prediction, once all are normalised; else 0."""
+    """1 where one of the references stands in the prediction, once all are normalised; else 0.
+
+    One of which nothing is left, such as the letter A to squad, stands only in what has nothing left.
+    """
     form = _form(normal)
     said = form(prediction)
-    return float(any(form(reference) in said for reference in _several(references)))
+    true = map(form, _several(references))
+    return float(any(one in said if one else not said for one in true))
 
 
 def extracted(text: str, pattern: str | None, last: bool = False) -> str:

@@ -1,6 +1,8 @@
 """Choices: the likeliest text, by several measures; and how records say which one is right."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -139,6 +141,8 @@ def test_records_stand_in_for_those_of_the_file_but_examples_are_the_files(decod
         "that the thing = lists the list\n\nlist = a thing\n\nthe thing that = lists\n\nTHE LIST OF"
     )  # never what was asked itself, however it is spelled
     assert outcome.samples[0].record == changed[0]
+    path = f"{Path(made.file).parent}/./{Path(made.file).name}"  # the same file by another name
+    assert run(decoder, replace(made, examples=path), changed).samples[0].prompt == outcome.samples[0].prompt
     with pytest.raises(ValueError, match="3 records in place of 4"):
         run(decoder, made, changed[:3])
 

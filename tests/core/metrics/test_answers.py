@@ -27,6 +27,7 @@ def test_the_nearest_of_several_references_counts():
     assert token_f1("red cat", ("blue dog", "red dog", "red cat sat")) == pytest.approx(4 / 5)
     assert exact_match("red cat", ("blue dog", "Red cat.")) == 1
     assert contains("It was the red cat, I think", ("blue dog", "Red Cat")) == 1
+    assert (contains("B", "A"), contains("A.", "A")) == (0, 1)  # to squad an article, of which nothing is left
     with pytest.raises(ValueError):
         exact_match("red cat", ())
 
