@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
@@ -24,7 +24,8 @@ def choose(subject: Subject, task: Task, names: Sequence[str], records: Records,
     """Put choices to a model.
 
     The prediction is the choice that is likeliest after the prompt (acc); the one that is likeliest for its length in
-    characters (acc_norm) or bytes (acc_bytes); or whose likelihood the prompt has raised most (acc_mutual_info).
+    characters (acc_norm) or bytes (acc_bytes); or whose likelihood the prompt has raised most (acc_mutual_info). Of
+    several prompts it is the one that makes the completion likeliest.
 
     Args:
         names: of the figures.
@@ -34,51 +35,61 @@ def choose(subject: Subject, task: Task, names: Sequence[str], records: Records,
     framework for few-shot language model evaluation"; mutual information: Holtzman et al., arXiv:2104.08315.
     """
     wording = Wording(task, subject.tokenizer)
-    shared = _labels(task, wording, records) if task.kind == "classify" and not task.choice else task.choice
+    shared, called = task.choice, ()
+    if task.kind == "classify" and not shared:
+        shared, called = _labels(wording, own, records)
     alone, special = "acc_mutual_info" in names, wording.chat is not None
 
     def answered(question: Question) -> str:
-        choices, right = _read(task, shared, question)
+        choices, right = _read(task, shared, called, question)
+        if question.prompts:
+            return f"{choices[right[0]][len(question.prompt) :]}{task.delimiter}{question.completion}"
         return f"{task.delimiter}{choices[right[0]]}"
 
     examples = Examples(wording, own, answered, task.own)
-    put: list[tuple[Sample, list[str]]] = []
+    put: list[tuple[Sample, list[str], list[str]]] = []  # with the choices, and what of each is scored
 
     def asked() -> Iterator[Asked]:
         for number, record in enumerate(records):
             with placed(records.places[number]):
                 question = wording.question(record)
-                choices, right = _read(task, shared, question)
+                choices, right = _read(task, shared, called, question)
                 prompt = wording.prompt(question.prompt, examples.of(number, question.prompt))
                 texts = [f"{wording.delimiter}{choice}" for choice in choices]
-                pairs = [(prompt, text) for text in texts] + [("", text) for text in texts if alone]
+                pairs = [(prompt, text) for text in texts]
+                if question.prompts:
+                    rests, text = [one[len(question.prompt) :] for one in choices], question.completion
+                    pairs = [(f"{prompt}{rest}", f"{task.delimiter}{text}") for rest in rests]
+                pairs += [("", text) for _, text in pairs if alone]
                 made = [subject.after(*pair, special) for pair in pairs]
             cut = any(map(subject.cuts, made))
             targets = tuple(choices[index] for index in right)
             sample = Sample(number, record, prompt, targets[0], targets=targets, right=right, cut=cut)
             sample.asked = tuple(pairs[: len(choices)])
-            put.append((sample, choices))
+            put.append((sample, choices, [question.completion] * len(choices) if question.prompts else choices))
             yield from made
 
     found = subject.likelihoods(asked())
     samples: list[Sample] = []
     for first in found:
-        sample, choices = put[len(samples)]
+        sample, choices, texts = put[len(samples)]
         scored = [first, *islice(found, len(choices) * (2 if alone else 1) - 1)]
-        samples.append(_scored(sample, choices, scored, names))
+        samples.append(_scored(sample, choices, texts, scored, names))
         told(len(samples))
-    common = tuple(shared) or _common([choices for _, choices in put])
-    count = len(common) or max(len(choices) for _, choices in put)
+    common = tuple(shared) or _common([choices for _, choices, _ in put])
+    count = len(common) or max(len(choices) for _, choices, _ in put)
     best = [int(np.argmax(sample.chances)) for sample in samples]
     sums = together(task, names, best, [sample.right[0] for sample in samples], count)
     return Answered(samples, sums, common, examples.few)
 
 
-def _scored(sample: Sample, choices: Sequence[str], scored: Sequence[Scored], names: Sequence[str]) -> Sample:
-    """A sample with the prediction and its scores."""
+def _scored(
+    sample: Sample, choices: Sequence[str], texts: Sequence[str], scored: Sequence[Scored], names: Sequence[str]
+) -> Sample:
+    """A sample with the prediction and its scores, by the likelihood of the texts that stand for the choices."""
     after = np.array([-one.nll for one in scored[: len(choices)]])
-    lengths = np.array([len(choice) for choice in choices], np.float64)
-    sizes = np.array([len(choice.encode()) for choice in choices], np.float64)
+    lengths = np.array([len(text) for text in texts], np.float64)
+    sizes = np.array([len(text.encode()) for text in texts], np.float64)
     raised = after - np.array([-one.nll for one in scored[len(choices) :]]) if len(scored) > len(choices) else after
     chances = np.exp(after - after.max())
     chances /= chances.sum()
@@ -129,21 +140,26 @@ def _figure(sums: Sequence[float], labels: int, name: str) -> float:
     return single_label(sums, labels)[name]
 
 
-def _read(task: Task, shared: Sequence[str], question: Question) -> tuple[list[str], tuple[int, ...]]:
-    """The choices of a record, and which are right."""
-    choices, names = (list(shared), []) if shared else choices_of(question.fields, task)
+def _read(
+    task: Task, shared: Sequence[str], called: Sequence[str | int], question: Question
+) -> tuple[list[str], tuple[int, ...]]:
+    """The choices of a record, those that are `shared` and `called` so where there are any, and which are right."""
+    if question.prompts:
+        return list(question.prompts), right_of(question.fields, question.prompts, [], {})
+    choices, names = (list(shared), called) if shared else choices_of(question.fields, task)
     return choices, right_of(question.fields, choices, names, question.labels)
 
 
-def _labels(task: Task, wording: Wording, records: Records) -> tuple[str, ...]:
-    """All labels of the records, in words."""
-    questions = []
-    for number, record in enumerate(records):
-        with placed(records.places[number]):
+def _labels(wording: Wording, *files: Records) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
+    """All labels of the records, in words and as they are: numbers are numbers."""
+    questions, places = [], [place for records in files for place in records.places]
+    for place, record in zip(places, chain(*files), strict=True):
+        with placed(place):
             questions.append(wording.question(record))
-    names = labels_in([one.fields for one in questions], "classify", "single_label", None, records.places).names
+    names = labels_in([one.fields for one in questions], "classify", "single_label", None, places).names
     said: Mapping[str, str] = questions[0].labels
-    return tuple(said.get(name.lower(), name) for name in names)
+    known = tuple(int(name) if name.removeprefix("-").isdecimal() else name for name in names)
+    return tuple(said.get(name.lower(), name) for name in names), known
 
 
 def _common(choices: Sequence[Sequence[str]]) -> tuple[str, ...]:

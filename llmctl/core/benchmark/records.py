@@ -6,7 +6,7 @@ from typing import Any
 from llmctl.core.data.requests import read_objects
 from llmctl.core.text.templates import mapped
 from llmctl.errors import UserError
-from llmctl.spec.benchmark import ANSWERS, CHOICES, REFERENCES, Kind, Task
+from llmctl.spec.benchmark import ANSWERS, CHOICES, PROMPTS, REFERENCES, Kind, Task
 from llmctl.spec.sets import LABELS, TAGS
 
 Record = dict[str, Any]
@@ -57,7 +57,7 @@ def kind_of(task: Task, record: Record) -> Kind:
     if task.kind != "auto":
         return task.kind
     fields = {**record, **dict.fromkeys(task.mapping)}
-    if task.choice or CHOICES in fields:
+    if task.choice or CHOICES in fields or PROMPTS in fields:
         return "choice"
     if "tokens" in fields and any(name in fields for name in TAGS):
         return "tag"
@@ -70,11 +70,11 @@ def kind_of(task: Task, record: Record) -> Kind:
     raise UserError(
         f"The first record does not tell what kind of task {task.name} is: its fields are "
         f"{', '.join(map(repr, record)) or 'none'}.",
-        "Say so: --kind choice|generate|classify|tag, and name its fields: --map OURS=THEIRS",
+        "Say so: --kind choice|generate|foretell|classify|tag, and name its fields: --map OURS=THEIRS",
     )
 
 
-def choices_of(record: Mapping[str, Any], task: Task) -> tuple[list[str], list[str]]:
+def choices_of(record: Mapping[str, Any], task: Task) -> tuple[list[str], list[str | int]]:
     """The choices of a record, and what they are called where they have labels.
 
     Raises:
@@ -89,11 +89,27 @@ def choices_of(record: Mapping[str, Any], task: Task) -> tuple[list[str], list[s
     if not isinstance(found, list) or not found or not all(isinstance(one, str) and one for one in found):
         wanted = "a list of texts, none empty"
         raise UserError(f"the record's {CHOICES!r} is not {wanted}.", f"--map {CHOICES}=THEIRS, or --choice TEXT")
-    return found, [str(name) for name in names] if isinstance(names, list) else []
+    return found, list(names) if isinstance(names, list) else []
+
+
+def prompts_of(record: Mapping[str, Any]) -> tuple[list[str], str]:
+    """The prompts of a record of which one is right, and what comes after each.
+
+    Raises:
+        UserError: they are not texts, or nothing comes after them.
+    """
+    found, completion = record.get(PROMPTS), record.get("completion")
+    if not isinstance(found, list) or not found or not all(isinstance(one, str) and one for one in found):
+        raise UserError(f"the record's {PROMPTS!r} is not a list of texts, none empty.", f"--map {PROMPTS}=THEIRS")
+    if not isinstance(completion, str) or not completion:
+        raise UserError(
+            f"the record has {PROMPTS!r}, but no 'completion' that comes after each.", "--map completion=THEIRS"
+        )
+    return found, completion
 
 
 def right_of(
-    record: Mapping[str, Any], choices: Sequence[str], names: Sequence[str], said: Mapping[str, str]
+    record: Mapping[str, Any], choices: Sequence[str], names: Sequence[str | int], said: Mapping[str, str]
 ) -> tuple[int, ...]:
     """The numbers of the right choices of a record.
 
@@ -153,15 +169,18 @@ def field_of(record: Mapping[str, Any], name: str) -> Any:
     return mapped(record, {"": name})[""]
 
 
-def _number(value: Any, choices: Sequence[str], names: Sequence[str], said: Mapping[str, str]) -> int | None:
+def _number(value: Any, choices: Sequence[str], names: Sequence[str | int], said: Mapping[str, str]) -> int | None:
     """The number of a choice that is named by its label, its text, its number or its letter, in that order; a number
     that is no text is a number."""
+    if type(value) is int and value in names:
+        return names.index(value)
     if isinstance(value, (bool, int)):
         return int(value) if 0 <= value < len(choices) else None
     if not isinstance(value, str):
         return None
     text = value.strip()
-    for known, wanted in ((names, text), (choices, value), ([one.strip() for one in choices], text)):
+    labels, bare = [str(name) for name in names], [one.strip() for one in choices]
+    for known, wanted in ((labels, text), (choices, value), (bare, text)):
         if wanted in known:
             return known.index(wanted)
     if (word := said.get(text.lower())) in choices:

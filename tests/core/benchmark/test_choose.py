@@ -70,9 +70,11 @@ def test_choices_may_have_labels_and_an_answer_several_that_are_right(decoder, a
         {"question": "Which?", "choices": {"text": ["a", "b"], "label": ["3", "4"]}, "answerKey": "4"},
         {"question": "Which?", "choices": ["a", "b", "c"], "answer": [0, 2]},
         {"question": "2 + 1?", "choices": {"text": ["2", "3", "1"], "label": ["1", "2", "3"]}, "answerKey": "2"},
+        {"question": "2 + 1?", "choices": {"text": ["2", "3", "1"], "label": [1, 2, 3]}, "answerKey": 2},
+        {"question": "2 + 1?", "choices": {"text": ["2", "3", "1"], "label": ["1", "2", "3"]}, "answer": 1},
     ]
     outcome = asked(decoder, rows)
-    assert [sample.right for sample in outcome.samples] == [(1,), (0, 2), (1,)]  # a label before a text like it
+    assert [sample.right for sample in outcome.samples] == [(1,), (0, 2), (1,), (1,), (1,)]  # a label before the rest
     assert outcome.samples[0].prompt == "Question: Which?\nAnswer:"
     best = max(range(3), key=outcome.samples[1].chances.__getitem__)
     assert outcome.samples[1].scores["acc"] == (best in (0, 2))
@@ -101,6 +103,9 @@ def test_a_language_model_is_given_the_labels_of_the_records_as_choices(decoder,
     assert outcome.choices == ("negative", "positive")
     assert outcome.samples[0].target == "positive" and outcome.samples[0].prompt == "a thing\nSentiment:"
     assert list(outcome.figures) == ["acc", "f1", "macro_f1", "mcc"]
+    stars = [{"text": f"a thing {number}", "label": number} for number in (1, 2, 4)]
+    outcome = asked(decoder, stars, kind="classify", shots=1, limit=2)  # of all, though two are asked
+    assert outcome.choices == ("1", "2", "4") and [one.target for one in outcome.samples] == ["1", "2"]
 
 
 def test_f1_of_more_than_two_choices_is_refused(decoder, asked):
