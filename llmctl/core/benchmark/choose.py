@@ -35,9 +35,8 @@ def choose(subject: Subject, task: Task, names: Sequence[str], records: Records,
     framework for few-shot language model evaluation"; mutual information: Holtzman et al., arXiv:2104.08315.
     """
     wording = Wording(task, subject.tokenizer)
-    shared, called = task.choice, ()
-    if task.kind == "classify" and not shared:
-        shared, called = _labels(wording, own, records)
+    asks_labels = task.kind == "classify" and not task.choice
+    shared, called = _labels(wording, own, records) if asks_labels else (task.choice, ())
     alone, special = "acc_mutual_info" in names, wording.chat is not None
 
     def answered(question: Question) -> str:
