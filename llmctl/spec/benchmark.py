@@ -6,8 +6,9 @@ A task is a file of JSON lines, a record each. Fields other than these are kept 
 | kind       | what the model does         | fields                                |
 |------------|-----------------------------|---------------------------------------|
 | `choice`   | finds the likeliest text    | `prompt`, `choices`, `answer`         |
+|            | after a prompt, or before   | `prompts`, `completion`, `answer`     |
 | `generate` | writes an answer            | `prompt`, `reference` or `references` |
-| `foretell` | finds the answer likely    | `prompt`, `reference`                 |
+| `foretell` | finds the answer likely     | `prompt`, `reference`                 |
 | `classify` | labels a text, or two       | `text` (and `text_pair`), `label`     |
 | `tag`      | labels the words of a text  | `tokens`, `tags`                      |
 
@@ -18,6 +19,8 @@ prompt, those of `--choice`, else all that the records have; words are tagged by
 * `prompt` is what the model reads. Where a record has none, `question` (and `context`) are put as the template qa/1
   puts them, `instruction` as alpaca; `--template` puts any record, by Jinja.
 * `choices` is a list of texts, or `{"text": [...], "label": [...]}`; `--choice` gives the same ones to all records.
+* `prompts` is a list of texts, such as a sentence up to its gap, filled by one name or the other; the right one makes
+  the `completion` likeliest, the rest of the sentence, which is the same after each (Winogrande, ReCoRD).
 * `answer` (else `label`, `gold`, `target`, `answerKey`) is the number of the right choice from 0, its label, its text,
   or its letter; or a list of those, of which each is right.
 * `reference` is a text, `references` (else `answers`) a list of them, of which the nearest counts; else the
@@ -42,7 +45,7 @@ Strict = Literal["IOB1", "IOB2", "IOE1", "IOE2", "IOBES", "BILOU"]
 Scheme = Literal["lenient", "IOB1", "IOB2", "IOE1", "IOE2", "IOBES", "BILOU"]
 Taken = Literal["first", "last"]
 
-CHOICES = "choices"
+CHOICES, PROMPTS = "choices", "prompts"
 ANSWERS = ("answer", "label", "gold", "target", "answerKey")  # where the right choice is looked for
 REFERENCES = ("references", "reference", "answers")  # where the right texts are looked for
 

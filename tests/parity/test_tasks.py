@@ -52,7 +52,16 @@ def files(tmp_path_factory):
         }
         for number in range(24)
     ]
-    for name, some in (("test", rows[:20]), ("train", rows[20:])):
+    gaps = [
+        {
+            "prompts": [f"so {number} {text(number, 4)} {other}" for other in ("list", "thing", "lists")],
+            "completion": text(number + 1, 3),
+            "answer": number % 3,
+        }
+        for number in range(24)
+    ]
+    sets = {"test": rows[:20], "train": rows[20:], "gaps-test": gaps[:20], "gaps-train": gaps[20:]}
+    for name, some in sets.items():
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
     return place
 
@@ -70,7 +79,17 @@ def theirs(files, model):
         one = {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}"}
         two = {"output_type": "generate_until", "doc_to_target": "{{reference}}", "generation_kwargs": written}
         three = {"output_type": "loglikelihood", "doc_to_target": " {{reference}}", "target_delimiter": ""}
-        kinds = ((f"choice{shots}", one, CHOICES), (f"text{shots}", two, TEXTS), (f"foretell{shots}", three, FORETOLD))
+        data = {name: str(files / f"gaps-{name}.jsonl") for name in ("test", "train")}
+        four = one | {
+            "dataset_kwargs": {"data_files": data},
+            "doc_to_text": "{{answer}}",
+            "doc_to_choice": "{{prompts}}",
+            "doc_to_target": "{{completion}}",
+        }
+        kinds = (
+            *((f"choice{shots}", one, CHOICES), (f"text{shots}", two, TEXTS)),
+            *((f"foretell{shots}", three, FORETOLD), (f"before{shots}", four, ("acc",))),
+        )
         for name, kind, metrics in kinds:
             made = {
                 **shared,
@@ -80,30 +99,35 @@ def theirs(files, model):
                 "metric_list": [{"metric": m} for m in metrics],
             }
             (files / f"{name}.yaml").write_text(yaml.safe_dump(made), encoding="utf-8")
-    names = [f"{kind}{shots}" for kind in ("choice", "text", "foretell") for shots in (0, 2)]
+    names = [f"{kind}{shots}" for kind in ("choice", "text", "foretell", "before") for shots in (0, 2)]
     backend = HFLM(str(model), device="cpu", dtype="float32", batch_size=4)
     manager = TaskManager(include_path=str(files), include_defaults=False)
     return simple_evaluate(backend, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True)
 
 
 @pytest.mark.parametrize("shots", [0, 2])
-@pytest.mark.parametrize("kind", ["choice", "text", "foretell"])
+@pytest.mark.parametrize("kind", ["choice", "text", "foretell", "before"])
 def test_figures_are_those_of_lm_eval(files, model, theirs, kind, shots):
-    options = {"shots": shots, "choose": "first", "examples": str(files / "train.jsonl")}
-    if kind == "choice":
+    file, examples = (f"{'gaps-' * (kind == 'before')}{name}.jsonl" for name in ("test", "train"))
+    options = {"shots": shots, "choose": "first", "examples": str(files / examples)}
+    if kind == "before":
+        options |= {"metrics": ("acc",)}
+    elif kind == "choice":
         options |= {"kind": "choice", "metrics": CHOICES}
     elif kind == "foretell":
         options |= {"kind": "foretell", "metrics": FORETOLD}
     else:
         options |= {"kind": "generate", "metrics": TEXTS, "normalise": "none", "max_tokens": 8, "stop": ("\\n\\n",)}
-    outcome = run(Subject.open(model, threads=1), Task(file=str(files / "test.jsonl"), name="same", **options))
+    outcome = run(Subject.open(model, threads=1), Task(file=str(files / file), name="same", **options))
     samples = sorted(theirs["samples"][f"{kind}{shots}"], key=lambda one: one["doc_id"])
     for mine, other in zip(outcome.samples, samples, strict=True):
-        assert mine.prompt == other["arguments"][0][0]
+        if kind != "before":
+            assert mine.prompt == other["arguments"][0][0]
         if kind != "text":
+            assert [tuple(one) for one in mine.asked] == [tuple(one) for one in other["arguments"]]
             assert [one for one, _ in mine.replies] == pytest.approx([one[0][0] for one in other["resps"]], abs=2e-4)
             assert [greedy for _, greedy in mine.replies] == [one[0][1] for one in other["resps"]]
-            assert [text for _, text in mine.asked] == [one[1] for one in other["arguments"]]
+            assert [tuple(one) for one in mine.asked] == [tuple(one) for one in other["arguments"]]
         else:
             assert [[one] for one in mine.replies] == other["resps"]
     wanted = theirs["results"][f"{kind}{shots}"]

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from os.path import commonprefix
 from typing import Any, NamedTuple
 
-from llmctl.core.benchmark.records import Record, Records
+from llmctl.core.benchmark.records import Record, Records, prompts_of
 from llmctl.core.text.chat import Chat, chat_of
 from llmctl.core.text.phrasings import SEPARATOR
 from llmctl.core.text.shots import Pool, Shot, rendered
 from llmctl.core.text.templates import Prompted, Template, mapped, open_template, prompt_of, template_for
 from llmctl.core.text.tokenizer import Tokenizer
 from llmctl.errors import UserError
-from llmctl.spec.benchmark import Asking
+from llmctl.spec.benchmark import PROMPTS, Asking
 from llmctl.spec.shots import Shots
 
 
@@ -23,12 +24,14 @@ class Question(NamedTuple):
         prompt: the question alone.
         completion: what the template, or the record, says after it; None where neither does.
         labels: what labels are called in the text.
+        prompts: texts of which one is right before the completion; the prompt is what they all begin with.
     """
 
     fields: dict[str, Any]
     prompt: str
     completion: str | None
     labels: Mapping[str, str]
+    prompts: tuple[str, ...] = ()
 
 
 class Wording:
@@ -65,6 +68,9 @@ class Wording:
         """
         fields = mapped(record, self.task.mapping)
         template = template_for(fields, self.template, self.task.seed)
+        if template is None and PROMPTS in fields and "prompt" not in fields:
+            prompts, completion = prompts_of(fields)
+            return Question(fields, commonprefix(prompts), completion, {}, tuple(prompts))
         if template is None and not any(isinstance(fields.get(name), str) for name in ("prompt", "instruction")):
             template = QUESTION if isinstance(fields.get("question"), str) else None
         said: Prompted = prompt_of(fields) if template is None else template(fields)
