@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from llmctl.core.benchmark.records import Record, Records, prompts_of
+from llmctl.core.decode.rows import common
 from llmctl.core.text.chat import Chat, chat_of
 from llmctl.core.text.phrasings import SEPARATOR
 from llmctl.core.text.shots import Pool, Shot, rendered
@@ -70,7 +70,7 @@ class Wording:
         template = template_for(fields, self.template, self.task.seed)
         if template is None and PROMPTS in fields and "prompt" not in fields:
             prompts, completion = prompts_of(fields)
-            return Question(fields, commonprefix(prompts), completion, {}, tuple(prompts))
+            return Question(fields, prompts[0][: common(prompts)], completion, {}, tuple(prompts))
         if template is None and not any(isinstance(fields.get(name), str) for name in ("prompt", "instruction")):
             template = QUESTION if isinstance(fields.get("question"), str) else None
         said: Prompted = prompt_of(fields) if template is None else template(fields)
