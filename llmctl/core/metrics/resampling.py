@@ -42,19 +42,23 @@ def shuffled(system: Counts, baseline: Counts, shuffles: int, seed: int) -> Iter
     """The difference of scores, without its sign, where each pair's two outputs change sides or not by chance.
 
     Source: Riezler and Maxwell, "On some pitfalls in automatic evaluation and significance testing for MT", 2005. The
-    choices are sacrebleu's for the same seed.
+    choices are sacrebleu's for the same seed, and so is the order of the sums: a mean length of references may be a
+    third, and a difference that is as large as the real one must not become larger by rounding.
     """
     chance = np.random.default_rng(seed)
     ours, theirs = system.rows(), baseline.rows()  # (N, K)
-    unchanged, total = ours.sum(0, np.float64), ours.sum(0, np.float64) + theirs.sum(0, np.float64)
     most = 32 * max(1, BLOCK // (32 * len(ours)))  # numpy makes 32 choices of one random number
     for start in range(0, shuffles, most):
         chosen = chance.integers(2, size=(min(most, shuffles - start), len(ours)), dtype=bool)
-        first = np.tile(unchanged, (len(chosen), 1))
+        first, second = np.zeros((2, len(chosen), ours.shape[1]))
         for at in range(0, len(ours), COLUMNS):
             part = slice(at, at + COLUMNS)
-            first += chosen[:, part].astype(np.float64) @ (theirs[part].astype(np.float64) - ours[part])
-        for one, other in zip(first, total - first, strict=True):
+            changed = chosen[:, part].astype(np.float64)
+            kept = 1 - changed
+            one, other = ours[part].astype(np.float64), theirs[part].astype(np.float64)
+            first += changed @ other + kept @ one
+            second += kept @ other + changed @ one
+        for one, other in zip(first, second, strict=True):
             yield abs(system.score(one) - system.score(other))
 
 

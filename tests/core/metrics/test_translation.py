@@ -6,7 +6,7 @@ import tracemalloc
 import pytest
 
 from llmctl.core.metrics.counting import counted
-from llmctl.core.metrics.resampling import interval, resampled, shuffled
+from llmctl.core.metrics.resampling import interval, resampled, share_above, shuffled
 from llmctl.core.metrics.translation import Counts, bleu, chrf, ter
 from llmctl.spec.translation import Bleu, Chrf, Ter
 
@@ -71,3 +71,20 @@ def test_resampling_takes_the_memory_of_one_resample():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 * rows  # 30 resamples and their indices at once would take 36 times
+
+
+def test_shuffled_differences_as_large_as_the_real_one_stay_so_with_lengths_of_thirds():
+    from sacrebleu.metrics import TER
+    from sacrebleu.significance import PairedTest
+
+    for seed in range(12):
+        chance = random.Random(seed)
+        texts = [[" ".join(chance.choices("abcd", k=chance.randint(1, 9))) for _ in range(70)] for _ in range(3)]
+        first = [chance.choice(three) for three in zip(*texts, strict=True)]
+        systems = [first, [text if chance.random() < 0.9 else f"{text} b" for text in first]]  # alike, so often as far
+        (_, scores) = PairedTest(list(zip("ab", systems, strict=True)), {"ter": TER()}, texts, "ar", n_samples=60)()
+        base, ours = (Counts(Ter(), keep=True) for _ in systems)
+        for counts, said in zip((base, ours), systems, strict=True):
+            counts.add(list(zip(said, zip(*texts, strict=True), strict=True)))
+        found = share_above(list(shuffled(ours, base, 60, 12345)), abs(ours.figures().score - base.figures().score))
+        assert found == scores["TER"][1].p_value
