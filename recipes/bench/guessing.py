@@ -105,6 +105,8 @@ def knowing(prompts: list[list[int]], texts: list[list[int]], share: float) -> C
     whole = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
 
     class Knowing:
+        own = None
+
         def __init__(self, rows: object):
             self.chance = random.Random(0)
 

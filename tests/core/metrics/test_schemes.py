@@ -3,11 +3,10 @@
 import random
 
 import pytest
+from seqeval import scheme
 
 from llmctl.core.metrics.schemes import reader_of, strict_spans
 from llmctl.errors import UserError
-
-scheme = pytest.importorskip("seqeval.scheme", reason="the oracle")
 
 
 @pytest.mark.parametrize("name", ["IOB1", "IOB2", "IOE1", "IOE2", "IOBES", "BILOU"])
