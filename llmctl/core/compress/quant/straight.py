@@ -4,9 +4,9 @@ For a few tokens torch's own kernel takes bf16 and bytes as they are, so that a 
 oneDNN's packed bytes want ten. A step of a model of 135M is done in 0.92 of the time on one core and 0.75 on two, one
 of four rows in 0.76. It is as near (1.7e-3 of a product, the rounding of the result; dense weights in bf16 lose
 2.4e-3). Its time grows with the tokens; more of them become whole numbers of two bytes, as with `Bytes`, which oneDNN
-multiplies with plain rows: 512 tokens in the same time, 16 to 32 rows in 1.15 of it. Matrices beyond some 4 MB it reads
-more slowly than oneDNN its own layout (a step of 1.1B took 1.4 times as long); those, and float32 and float16, for which
-that kernel is slow, are not held so.
+multiplies with plain rows: 512 tokens in the same time, 16 to 32 rows in 1.15 of it. Matrices beyond some 4 MB are
+read more slowly than oneDNN's own layout (a step of 1.1B took 1.4 times as long); those, and float32 and float16, for
+which that kernel is slow, are not held so.
 """
 
 from collections.abc import Callable
