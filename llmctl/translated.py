@@ -153,6 +153,7 @@ class Evaluation:
         keep = self._resampled or bool(self.comparison.baseline)
         systems = [Counts(self.options, keep) for _ in (0, *self.comparison.baseline)]
         with self.console.progress(None, "pairs", "scoring") as progress:
+            progress.update(0)
             for pair, row in self._counted(systems):
                 if samples is not None:
                     samples.write(self._sample(pair, systems[0].alone(row)))

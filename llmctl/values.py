@@ -3,7 +3,6 @@
 import difflib
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +108,9 @@ def from_toml(path: Path, ctx: typer.Context) -> dict[str, Given]:
         UserError: no such file, not TOML, or a table or key (in any command's table) that does not exist.
     """
     program = ctx.find_root().command
-    tables = _read_toml(path)
+    from llmctl.spec.files import read_toml
+
+    tables = read_toml(path, "A file of options has lines such as [pretrain] and lr = 0.003", "--config")
     commands = program.list_commands(ctx)
     for table, content in tables.items():
         if table not in commands:
@@ -133,20 +134,6 @@ def meant(word: str, known: Iterable[str], otherwise: str = "") -> str:
     """ "Did you mean ...?" for a mistyped word, or other advice when nothing is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
     return f"Did you mean {near[0]}?" if near else otherwise
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}.", "Check the path.", Exit.USAGE) from error
-    except ValueError as error:  # also of UTF-8
-        hint = "A file of options has lines such as [pretrain] and lr = 0.003"
-        raise UserError(f"--config {path} is not TOML: {error}.", hint, Exit.USAGE) from error
 
 
 def _one(value: Any, kind: Any, place: str, param: Any, ctx: typer.Context) -> Any:

@@ -13,7 +13,7 @@ from llmctl import __version__
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, expand, model_path
 from llmctl.spec.data import Errors, Format, Reading
-from llmctl.spec.limits import check_limits, parse_limits
+from llmctl.spec.limits import check_limits, no_level, parse_limits
 from llmctl.spec.scoring import Scoring, Undone
 from llmctl.spec.tasks import suited
 
@@ -71,7 +71,7 @@ def eval_ppl(
         "--samples is of one model; name them one at a time": samples is not None and bool(against),
         "- is read once, but there are several models": "-" in texts and bool(against),
         "- stands for stdin, which is read once": texts.count("-") > 1,
-        f"--ci is {ci}, wanted a share between 0 and 1, as 0.95": ci is not None and not 0 < ci < 1,
+        **no_level(ci),
         f"--resamples is {resamples}, wanted 2 to 100000": not 2 <= resamples <= 100_000,
         f"--seed is {seed}, wanted 0 or more": seed < 0,
     }

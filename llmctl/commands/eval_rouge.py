@@ -55,6 +55,7 @@ def eval_rouge(
         file = None if samples is None else stack.enter_context(write_file(samples, force))
         pairs = stack.enter_context(closing(read_pairs(predictions, references, pairing)))
         progress = stack.enter_context(console.progress(None, "pairs", "scoring"))
+        progress.update(0)
         for pair, scores in means.score(pairs):
             if file is not None:
                 file.write(_sample(pair, scores))

@@ -13,7 +13,7 @@ from llmctl import __version__
 from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, expand, model_path
 from llmctl.spec.files import jsonable, write_file
-from llmctl.spec.limits import check_limits, parse_limits
+from llmctl.spec.limits import check_limits, no_level, parse_limits
 from llmctl.spec.safety import Safety
 from llmctl.spec.tasks import suited
 
@@ -69,8 +69,9 @@ def eval_safety(
     """
     under = parse_limits("--fail-under", fail_under, "refusal", judging.names)
     over = parse_limits("--fail-over", fail_over, "refusal", judging.names)
-    if (ci is not None and not 0 < ci < 1) or seed < 0:
-        raise UserError(f"--ci is {ci}, --seed {seed}; wanted a share as 0.95, and 0 or more.", code=Exit.USAGE)
+    wrong = {**no_level(ci), f"--seed is {seed}, wanted 0 or more": seed < 0}
+    if any(wrong.values()):
+        raise UserError("; ".join(text for text, found in wrong.items() if found) + ".", code=Exit.USAGE)
     if file != "-" and not Path(file).exists():
         raise UserError(f"{file} does not exist.", "Check the path; - reads stdin.")
     path = None if judging.classifier is None else model_path(judging.classifier)

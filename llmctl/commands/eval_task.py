@@ -13,7 +13,7 @@ from llmctl.errors import Exit, UserError
 from llmctl.flags import Compute, Shown, expand, model_path
 from llmctl.spec.benchmark import Asking, Task
 from llmctl.spec.files import write_file
-from llmctl.spec.limits import check_limits, parse_limits
+from llmctl.spec.limits import check_limits, no_level, parse_limits
 from llmctl.spec.suite import Aspects, Entry, Suite, read_suite
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _given(context: typer.Context) -> list[str]:
 
 def _check(ci: float | None, batch_size: int, batch_tokens: int) -> None:
     wrong = {
-        f"--ci is {ci}, wanted a share between 0 and 1, as 0.95": ci is not None and not 0 < ci < 1,
+        **no_level(ci),
         f"--batch-size is {batch_size}, wanted 1 or more": batch_size < 1,
         f"--batch-tokens is {batch_tokens}, wanted 1 or more": batch_tokens < 1,
     }

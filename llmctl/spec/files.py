@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -35,6 +36,29 @@ def read_json(path: Path, what: str = "JSON file") -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path} is not {what}: it holds a {type(data).__name__}, not an object.", "Name another.")
     return data
+
+
+def read_toml(path: Path, hint: str, option: str = "") -> dict[str, Any]:
+    """What a TOML file holds.
+
+    Args:
+        hint: for a file that is not TOML: what one has.
+        option: that names the file: its errors are of usage.
+
+    Raises:
+        UserError: it cannot be read, or is not TOML.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    name, code = f"{option} {path}".lstrip(), Exit.USAGE if option else Exit.FAILURE
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}.", "Check the path.", code) from error
+    except ValueError as error:  # also of UTF-8
+        raise UserError(f"{name} is not TOML: {error}.", hint, code) from error
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

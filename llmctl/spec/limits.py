@@ -1,4 +1,4 @@
-"""Limits: the figures that a command must not miss, as --fail-under and --fail-over name them."""
+"""Limits: the figures that a command must not miss, as --fail-under and --fail-over name them; levels of intervals."""
 
 from collections.abc import Collection, Iterable, Mapping
 from math import isfinite, nan
@@ -59,3 +59,8 @@ def check_limits(
     ]
     if missed:
         raise UserError(f"{'; '.join(missed)}.", code=Exit.THRESHOLD)
+
+
+def no_level(ci: float | None) -> dict[str, bool]:
+    """What is wrong with --ci, the share of samples that an interval holds, and whether it is."""
+    return {f"--ci is {ci}, wanted a share between 0 and 1, as 0.95": ci is not None and not 0 < ci < 1}

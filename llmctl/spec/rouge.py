@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.idle import changed, check_idle
+from llmctl.spec.limits import no_level
 
 Words = Literal["rouge", "unicode"]
 Sentences = Literal["newline", "split"]
@@ -89,7 +90,7 @@ class Intervals:
         if self.ci is None:
             check_idle(changed(self), "without --ci")
         wrong = {
-            f"--ci is {self.ci}, wanted a share between 0 and 1, as 0.95": self.ci is not None and not 0 < self.ci < 1,
+            **no_level(self.ci),
             f"--resamples is {self.resamples}, wanted 2 to 100000": not 2 <= self.resamples <= 100_000,
             f"--seed is {self.seed}, wanted 0 or more": self.seed < 0,
         }

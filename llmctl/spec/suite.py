@@ -17,7 +17,6 @@ An option given on the command line holds for every task, whatever the file says
 
 import difflib
 import math
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.benchmark import Asking, Task
+from llmctl.spec.files import read_toml
 
 Shift = Literal["typos", "lower", "upper", "space", "contract", "expand", "filler"]
 SHIFTS: tuple[str, ...] = get_args(Shift)
@@ -122,7 +122,7 @@ def read_suite(
         UserError: a file that cannot be read or is not TOML, a key that no task has, a value that does not read, a
             task without a file, or two with one name.
     """
-    about = _read_toml(path)
+    about = read_toml(path, "A task begins with the line [[task]].")
     tables = about.pop("task", [])
     if not isinstance(tables, list) or not tables or not all(isinstance(one, dict) for one in tables):
         raise UserError(f"{path} has no tasks.", f"A task begins with the line [[task]].{_like(about)}", Exit.USAGE)
@@ -218,19 +218,6 @@ def _kinds() -> dict[str, Any]:
             kind = next(one for one in get_args(kind) if one is not type(None))
         found[field.name] = kind
     return found
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}.", "Check the path.") from error
-    except ValueError as error:  # also of UTF-8
-        raise UserError(f"{path} is not TOML: {error}.", "A task begins with the line [[task]].") from error
 
 
 WANTED: dict[type, str] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from llmctl.errors import Exit, UserError
 from llmctl.spec.idle import changed, check_idle
+from llmctl.spec.limits import no_level
 
 Tokenizer = Literal[
     "13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mecab", "spm", "flores101", "flores200", "spBLEU-1K"
@@ -121,7 +122,7 @@ class Comparison:
             used = () if self.ci is None else ("ci", "resamples", "seed")
             check_idle(changed(self, used), "without --baseline" if used else "without --ci or --baseline")
         wrong = {
-            f"--ci is {self.ci}, wanted a share between 0 and 1, as 0.95": self.ci is not None and not 0 < self.ci < 1,
+            **no_level(self.ci),
             f"--resamples is {self.resamples}, wanted 2 or more": self.resamples < 2,
             f"--shuffles is {self.shuffles}, wanted 1 or more": self.shuffles < 1,
             f"--seed is {self.seed}, wanted 0 or more": self.seed < 0,

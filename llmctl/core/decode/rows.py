@@ -1,7 +1,6 @@
 """Rows: texts side by side that a model reads, step by step or many tokens at once, and what may come next in each."""
 
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -319,9 +318,13 @@ def _after(scores: Tensor, places: list[int]) -> Tensor:
     return scores[rows, wanted.clamp(max=scores.shape[1] - 1)]
 
 
-def common(texts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of them begin with."""
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False)))
+def common(texts: Sequence[Sequence[int]], most: int | None = None) -> int:
+    """How many tokens all of them begin with, at most `most`."""
+    end = min(map(len, texts), default=0)
+    end = end if most is None else min(end, most)
+    if all(list(text[:end]) == list(texts[0][:end]) for text in texts[1:]):
+        return end
+    return next(at for at, column in enumerate(zip(*texts, strict=False)) if len(set(column)) > 1)
 
 
 def _alike(sizes: list[int], begun: list[bool]) -> Iterator[tuple[int, int]]:

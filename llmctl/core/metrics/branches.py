@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llmctl.core.decode.prefix import Prefix
+from llmctl.core.decode.rows import common
 from llmctl.core.metrics.scored import Asked, last_places, padded
 from llmctl.core.model.cache import KVCache
 from llmctl.core.model.slots import CHUNK, in_one_pass
@@ -70,14 +71,7 @@ def branching(one: Asked, other: Asked) -> int:
 
     That last one is read with the rest, for what stands there predicts the first scored token.
     """
-    return common(one.ids, other.ids, min(len(one.ids) - one.scored, len(other.ids) - other.scored) - 1)
-
-
-def common(one: Sequence[int], other: Sequence[int], most: int) -> int:
-    """How many tokens both begin with, at most `most`."""
-    if list(one[:most]) == list(other[:most]):
-        return min(most, len(one), len(other))
-    return next(at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return common((one.ids, other.ids), min(len(one.ids) - one.scored, len(other.ids) - other.scored) - 1)
 
 
 def stem_of(pool: Sequence[Asked], groups: Sequence[Trunk]) -> list[int]:
@@ -87,7 +81,7 @@ def stem_of(pool: Sequence[Asked], groups: Sequence[Trunk]) -> list[int]:
         return []
     length = min((group.shared or len(one.context) - 1) for group, one in zip(groups, heads, strict=True))
     for one, other in pairwise(heads):
-        length = common(one.ids, other.ids, length)
+        length = common((one.ids, other.ids), length)
     return list(heads[0].ids[:length]) if length >= SHARED else []
 
 
